@@ -19,10 +19,12 @@ type rule struct{ of, may, why string }
 // layers returns the rules about imports within the module, including indirect ones.
 func layers() []rule {
 	const (
-		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp kernel/explain kernel/gso " +
-			"kernel/lan kernel/nft kernel/others kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox"
+		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp " +
+			"kernel/exchange kernel/explain kernel/gso kernel/lan kernel/nft kernel/others kernel/overlay kernel/policy " +
+			"kernel/ports kernel/rule kernel/sandbox"
 		yard = "yard yard/attach yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/lock " +
-			"yard/overlay yard/own yard/plan yard/pool yard/port yard/reconcile yard/share yard/source yard/trace"
+			"yard/overlay yard/own yard/plan yard/pool yard/port yard/reconcile yard/repair yard/share yard/source " +
+			"yard/trace"
 		cluster = "cluster cluster/etcd cluster/mirror cluster/peers cluster/record"
 		below   = "store ipam ipam/dhcp modes policy " + kernel
 		records = "yard/event yard/index yard/lock yard/plan " + below
@@ -34,20 +36,21 @@ func layers() []rule {
 		{"store", "", "it is independent of networks"},
 		{"kernel/core", "", "it is the basis: the handle, names, addresses, the view"},
 		{"kernel/rule", "", "it is the language of rulesets"},
-		{"kernel/nft", "kernel/core kernel/rule", "it loads rules that it is given, and defines none"},
+		{"kernel/exchange", "", "it sends messages, whatever they say"},
+		{"kernel/nft", "kernel/core kernel/exchange kernel/rule", "it loads rules that it is given, and defines none"},
 		{"kernel/device", "kernel/core", "it handles network cards, without rules"},
 		{"kernel/gso", "kernel/core", "it compares links"},
 		{"kernel/sandbox", "kernel/core kernel/rule", "it works in sandboxes, and names protocols"},
-		{"kernel/bridge", "kernel/core kernel/gso kernel/nft kernel/rule", "others build on it: it defines the sets of bridges"},
-		{"kernel/beside", "kernel/core kernel/nft kernel/rule", "it handles other programs' chains"},
-		{"kernel/lan", "kernel/bridge kernel/core kernel/gso kernel/nft kernel/rule", "the traffic that it allows does not involve a bridge"},
-		{"kernel/others", "kernel/beside kernel/bridge kernel/core kernel/gso kernel/nft kernel/rule", "it fills sets of bridges, and guards forwarding"},
-		{"kernel/overlay", "kernel/bridge kernel/core kernel/gso kernel/nft kernel/rule kernel/sandbox", "a VXLAN device is a port of a bridge, and a program may have its UDP port"},
-		{"kernel/policy", "kernel/bridge kernel/core kernel/gso kernel/nft kernel/rule", "policies apply at ports of bridges"},
-		{"kernel/ports", "kernel/bridge kernel/core kernel/gso kernel/lan kernel/nft kernel/rule kernel/sandbox", "a published port leads to a bridge or to the LAN, and a program may listen on it"},
-		{"kernel/dhcp", "kernel/bridge kernel/core kernel/gso kernel/lan kernel/nft kernel/rule kernel/sandbox", "its link is on a parent, and then in a sandbox"},
-		{"kernel/explain", "kernel/beside kernel/bridge kernel/core kernel/gso kernel/lan kernel/nft kernel/ports kernel/rule kernel/sandbox", "it reads what the others create"},
-		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/gso kernel/lan kernel/nft kernel/others kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it composes the ruleset and applies objects"},
+		{"kernel/bridge", "kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule", "others build on it: it defines the sets of bridges"},
+		{"kernel/beside", "kernel/core kernel/exchange kernel/nft kernel/rule", "it handles other programs' chains"},
+		{"kernel/lan", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule", "the traffic that it allows does not involve a bridge"},
+		{"kernel/others", "kernel/beside kernel/bridge kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule", "it fills sets of bridges, and guards forwarding"},
+		{"kernel/overlay", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule kernel/sandbox", "a VXLAN device is a port of a bridge, and a program may have its UDP port"},
+		{"kernel/policy", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule", "policies apply at ports of bridges"},
+		{"kernel/ports", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/nft kernel/rule kernel/sandbox", "a published port leads to a bridge or to the LAN, and a program may listen on it"},
+		{"kernel/dhcp", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/nft kernel/rule kernel/sandbox", "its link is on a parent, and then in a sandbox"},
+		{"kernel/explain", "kernel/beside kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/nft kernel/ports kernel/rule kernel/sandbox", "it reads what the others create"},
+		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/exchange kernel/gso kernel/lan kernel/nft kernel/others kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it composes the ruleset and applies objects"},
 		{"modes", kernel, "it is the contract of modes"},
 		{"modes/all", kernel + " modes modes/* modes/internal/*", "it is the table of modes"},
 		{"modes/modetest", kernel + " kernel/kerneltest modes yard/plan", "it tests the contract of modes"},
@@ -98,7 +101,7 @@ func layers() []rule {
 		{"cli/daemon", middle + " " + cluster + " fabric fabric/* names driver engines firewalld cli/api cli/usage cni cni/door cni/receive modes/* modes/internal/*", "it composes the daemon, and knows no other command"},
 		{"cli", middle + " " + cluster + " fabric fabric/* names driver engines firewalld cli/* cni cni/door cni/receive modes/* modes/internal/*", "it is the program, without packages for tests"},
 		{".", cluster + " fabric fabric/* names cli cli/* driver engines firewalld cni cni/door cni/receive modes/* modes/internal/* " + middle, "it is the program, without packages for tests"},
-		{"kernel/nft/nfttest", "", "it builds messages of bytes"},
+		{"kernel/exchange/exchangetest", "", "it builds messages of bytes"},
 		{"kernel/kerneltest", kernel, "tests of every layer use it"},
 		{"integration", "* */*", ""},
 		{"integration/*", "", "the lab uses netyard as a user does"},
@@ -110,12 +113,12 @@ func layers() []rule {
 func owners() []rule {
 	return []rule{
 		{
-			"kernel kernel/* kernel/nft/nfttest integration/lab",
+			"kernel kernel/* kernel/exchange/exchangetest integration/lab",
 			"github.com/vishvananda/* github.com/vishvananda/*/* github.com/google/nftables github.com/google/nftables/* github.com/mdlayher/netlink golang.zx2c4.com/wireguard/wgctrl golang.zx2c4.com/wireguard/wgctrl/*",
 			"only one place calls the kernel",
 		},
 		{
-			"kernel kernel/* kernel/nft/nfttest integration/lab cni/netyard-cni", "golang.org/x/sys/unix",
+			"kernel kernel/* kernel/exchange/exchangetest integration/lab cni/netyard-cni", "golang.org/x/sys/unix",
 			"only one place calls the kernel; the plugin sets up loopback by itself, without the daemon",
 		},
 		{"cli cli/daemon", "netyard/modes/all", "all others know modes by their names at most"},

@@ -18,23 +18,62 @@ import (
 	"netyard/wake"
 )
 
-// Changes reports changes that may have affected an object: changes to links, bridge ports, addresses and queueing
-// disciplines, the removal of routes and neighbours, and new default routes. Several changes may be reported as one.
-func (k *Kernel) Changes(ctx context.Context) (<-chan struct{}, error) {
+// ChangeSignal reports that something may have changed of which Changes says what.
+func (k *Kernel) ChangeSignal(ctx context.Context) (<-chan struct{}, error) {
+	changed := wake.New()
+	return changed, k.followLinks(ctx, func([]syscall.NetlinkMessage, bool) { changed.Send() })
+}
+
+// Changes names what changes that may have affected an object were about: changes to links, bridge ports, addresses and
+// queueing disciplines, and the removal of routes and neighbours. Changes of the way out of the host may have affected
+// any object: the sizes of segments depend on it.
+func (k *Kernel) Changes(ctx context.Context) (*core.Changes, error) {
+	c := core.NewChanges()
+	var known core.LinkNames // nil: to be read. Only the goroutine that reads messages uses it
+	err := k.followLinks(ctx, func(msgs []syscall.NetlinkMessage, lost bool) {
+		if lost || known == nil {
+			names, err := core.ReadLinkNames(k.Handle)
+			if known = names; lost || err != nil {
+				c.AddAll()
+			}
+		}
+		for _, m := range msgs {
+			if isRoute(m) && gso.MayTell(m.Data) {
+				c.AddAll()
+			}
+			known.Name(m, func(l core.LinkID) {
+				if c.Add(l); gso.IsOut(k.Handle, l.Name) {
+					c.AddAll()
+				}
+			})
+		}
+		c.Signal.Send()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// followLinks calls f with the relevant messages about links. lost: others were lost.
+func (k *Kernel) followLinks(ctx context.Context, f func(msgs []syscall.NetlinkMessage, lost bool)) error {
 	sock, err := nl.SubscribeAt(k.NS, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH, unix.RTNLGRP_TC)
 	if err != nil {
-		return nil, fmt.Errorf("watch links: %w", err)
+		return fmt.Errorf("watch links: %w", err)
 	}
-	changed := wake.New()
 	core.Follow(ctx, sock, func(msgs []syscall.NetlinkMessage) {
-		// No message means an overrun: a relevant one may have been lost.
-		if len(msgs) > 0 && !slices.ContainsFunc(msgs, isRelevant) {
-			return
+		lost := len(msgs) == 0 // an overrun
+		msgs = slices.DeleteFunc(msgs, func(m syscall.NetlinkMessage) bool { return !isRelevant(m) })
+		if lost || len(msgs) > 0 {
+			f(msgs, lost)
 		}
-		changed.Send()
 	})
-	return changed, nil
+	return nil
+}
+
+func isRoute(m syscall.NetlinkMessage) bool {
+	return m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE
 }
 
 // isRelevant reports whether a message is about something that netyard may have made. On a router routes change all the

@@ -6,8 +6,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"netyard/kernel/exchange"
+	"netyard/kernel/exchange/exchangetest"
 	"netyard/kernel/nft"
-	"netyard/kernel/nft/nfttest"
 	"netyard/kernel/overlay"
 )
 
@@ -19,7 +20,7 @@ var CheckRelease = overlay.CheckRelease
 
 // A slowPeer holds the next transaction back until goOn is closed, and may refuse it then.
 type slowPeer struct {
-	nft.Socket
+	exchange.Socket
 
 	sent, goOn chan struct{}
 	refused    unix.Errno
@@ -32,7 +33,7 @@ type slowPeer struct {
 func (p *slowPeer) Send(raw []byte) error {
 	if p.done {
 		if code := unix.Errno(p.next.Swap(0)); code != 0 {
-			p.answers = append(p.answers, nfttest.Ack(nfttest.SeqsOf(raw)[0], code))
+			p.answers = append(p.answers, exchangetest.Ack(exchangetest.SeqsOf(raw)[0], code))
 			return nil
 		}
 		return p.Socket.Send(raw)
@@ -43,7 +44,7 @@ func (p *slowPeer) Send(raw []byte) error {
 	if p.refused == 0 {
 		return p.Socket.Send(raw)
 	}
-	p.answers = append(p.answers, nfttest.Ack(nfttest.SeqsOf(raw)[0], p.refused))
+	p.answers = append(p.answers, exchangetest.Ack(exchangetest.SeqsOf(raw)[0], p.refused))
 	return nil
 }
 
@@ -61,7 +62,7 @@ func (p *slowPeer) Receive() ([]byte, error) {
 func (k *Kernel) Stall(refused unix.Errno) (sent, goOn chan struct{}, err error) {
 	sent, goOn = make(chan struct{}), make(chan struct{})
 	err = nft.Of(k.Handle).RunNow(func() error {
-		return nft.Of(k.Handle).Intercept(func(p nft.Socket) nft.Socket {
+		return nft.Of(k.Handle).Intercept(func(p exchange.Socket) exchange.Socket {
 			return &slowPeer{Socket: p, sent: sent, goOn: goOn, refused: refused}
 		})
 	})
@@ -70,7 +71,7 @@ func (k *Kernel) Stall(refused unix.Errno) (sent, goOn chan struct{}, err error)
 
 // RefuseNext makes the kernel refuse the transaction after the one that Stall holds back.
 func (k *Kernel) RefuseNext(code unix.Errno) error {
-	return nft.Of(k.Handle).Intercept(func(p nft.Socket) nft.Socket {
+	return nft.Of(k.Handle).Intercept(func(p exchange.Socket) exchange.Socket {
 		if p, ok := p.(*slowPeer); ok {
 			p.next.Store(uint32(code)) //nolint:gosec // an errno
 		}

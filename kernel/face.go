@@ -63,6 +63,14 @@ func (k *Kernel) Snapshot() (*Snapshot, error) {
 // LinkSnapshot is Snapshot without the firewall, which the watcher restores itself: the snapshot has no faults of it.
 func (k *Kernel) LinkSnapshot() (*Snapshot, error) { return k.look(false) }
 
+// FaultsOf describes each of some objects that is missing or different, without the firewall, as LinkSnapshot does, and
+// returns how much was read. That depends on the objects alone.
+func (k *Kernel) FaultsOf(objects []core.Object) (faults []Fault, reads int, err error) {
+	v := core.NarrowView(k.Handle)
+	faults = (&Snapshot{s: v}).Faults(objects)
+	return faults, v.Reads(), v.Err()
+}
+
 // look reads everything that faults and strays are looked for in.
 func (k *Kernel) look(firewall bool) (*Snapshot, error) {
 	v, err := core.NewView(k.Handle, firewall)
@@ -96,12 +104,12 @@ func strayLinks(v *core.View, wanted []core.Object) (strays []core.Stray) {
 			}
 		}
 	}
-	for name, l := range v.Links {
+	for name, l := range v.Links() {
 		a := l.Attrs()
 		if want[name] || !strings.HasPrefix(a.Alias, core.AliasPrefix) && !core.OwnName(name) {
 			continue
 		}
-		if id, inner := strings.CutPrefix(name, core.PeerPrefix); inner && v.Links[core.VethPrefix+id] != nil {
+		if id, inner := strings.CutPrefix(name, core.PeerPrefix); inner && v.Link(core.VethPrefix+id) != nil {
 			continue // it is removed with the outer end
 		}
 		network, _, _ := core.ParseAlias(a.Alias)

@@ -12,6 +12,7 @@ import (
 	"netyard/kernel/beside"
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 	"netyard/kernel/lan"
 	"netyard/kernel/nft"
 	"netyard/kernel/others"
@@ -84,7 +85,7 @@ func (k *Kernel) UnloadFirewall() error {
 	}
 	return nft.Of(k.Handle).RunNow(func() error {
 		nft.Of(k.Handle).SetLoaded(false)
-		return nft.Of(k.Handle).RetryUnknown(func(tx *nft.Transaction) error {
+		return nft.Of(k.Handle).RetryUnknown(func(tx *exchange.Transaction) error {
 			for _, t := range rule.Tables() {
 				there, err := nft.Of(k.Handle).Has(t)
 				if err != nil {

@@ -201,9 +201,12 @@ func TestBigTCPRoute(t *testing.T) {
 	} {
 		l.host.Sh(t, c.cmd)
 		select {
-		case <-changes:
+		case <-changes.Signal:
 		case <-ctx.Done():
 			t.Errorf("nobody is told of %s", c.cmd)
+		}
+		if _, all := changes.Take(); !all {
+			t.Errorf("%s is not known to affect all links", c.cmd)
 		}
 		l.repair()
 		l.want("out", c.size)

@@ -3,6 +3,7 @@ package kernel_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,7 +23,21 @@ func faults(t testing.TB, h *kerneltest.Host, objects ...core.Object) string {
 	for _, f := range snap.Faults(objects) {
 		said = append(said, f.Text)
 	}
+	alike(t, h, objects)
 	return strings.Join(said, "; ")
+}
+
+// alike checks that a narrow view says the same about objects as one of all links.
+func alike(t testing.TB, h *kerneltest.Host, objects []core.Object) {
+	t.Helper()
+	all, err := h.LinkSnapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	narrow, _, err := h.FaultsOf(objects)
+	if want := all.Faults(objects); err != nil || !slices.Equal(narrow, want) {
+		t.Errorf("a narrow view says %v %v, a view of all %v", narrow, err, want)
+	}
 }
 
 // TestVLANShared: a VLAN link exists as long as any network wants it, even when a restarted daemon first removes a

@@ -14,6 +14,7 @@ import (
 
 	"netyard/kernel/beside"
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 	"netyard/kernel/nft"
 	"netyard/kernel/others"
 	"netyard/kernel/ports"
@@ -103,7 +104,7 @@ func (k *Kernel) watchLinks(ctx context.Context) (<-chan netlink.LinkUpdate, err
 	links := make(chan netlink.LinkUpdate, 64)
 	ns := k.NS
 	err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{
-		Namespace: &ns, ReceiveBufferSize: nft.NetfilterBuffer, ReceiveBufferForceSize: true,
+		Namespace: &ns, ReceiveBufferSize: exchange.Buffer, ReceiveBufferForceSize: true,
 		ErrorCallback: func(err error) { k.Log.Debug("watching links failed", "err", err) },
 	})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"netyard/yard/event"
 	"netyard/yard/overlay"
 	"netyard/yard/reconcile"
+	"netyard/yard/repair"
 )
 
 // alone is a cluster of one host, and what it knows of another one.
@@ -154,7 +155,7 @@ func TestFence(t *testing.T) {
 	}
 	must(r.Fence(ctx, strings.Repeat("d", 32), nil)) // of another network
 	r.host.Sh(t, "ip link set nyv-eeeeeeeeeee master nyb-aaaaaaaaaaa up")
-	must(reconcile.RepairOnce(ctx, r.Yard))
+	must(repair.All(ctx, r.Yard))
 	fenced("tampered with")
 	f.attached = nil
 	r.start()

@@ -16,6 +16,7 @@ import (
 	"netyard/yard/book"
 	yown "netyard/yard/own"
 	"netyard/yard/reconcile"
+	"netyard/yard/repair"
 )
 
 // inside returns a rig with an internal network and a joined container on it.
@@ -97,7 +98,7 @@ func TestLend(t *testing.T) {
 		!strings.Contains(found[0].Text, "redirect of 10.9.0.2:443 to 8080/tcp") {
 		t.Errorf("flushed in the sandbox, and doctor says %v, %v", found, err)
 	}
-	if err := reconcile.RepairOnce(t.Context(), r.Yard); err != nil {
+	if err := repair.All(t.Context(), r.Yard); err != nil {
 		t.Fatal(err)
 	}
 	has("mended", "[10.9.0.2:80/tcp 10.9.0.2:443->8080/tcp 10.9.0.2:7000-7001->8000-8001/udp]")

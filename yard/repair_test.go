@@ -11,6 +11,7 @@ import (
 	"netyard/kernel/kerneltest"
 	"netyard/modes"
 	"netyard/yard/reconcile"
+	"netyard/yard/repair"
 )
 
 // TestRepair shows that drift is repaired, and that what is not netyard's is left alone.
@@ -23,7 +24,7 @@ func TestRepair(t *testing.T) {
 	before := kerneltest.Normal(r.host.Sh(t, mine))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- reconcile.Repair(ctx, r.Yard) }()
+	go func() { done <- repair.Run(ctx, r.Yard) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -91,11 +92,11 @@ func TestRepairLeavesAlone(t *testing.T) {
 	if _, err := r.Publish(t.Context(), netID, epID, run("tcp", 8080, 80, 2)); err != nil {
 		t.Fatal(err)
 	}
-	objects, err := reconcile.PlanOf(r.Yard, n)
+	objects, err := repair.PlanOf(r.Yard, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if some, err := reconcile.RepairObjects(t.Context(), r.Yard, n, objects); some || err != nil {
+	if some, err := repair.Objects(t.Context(), r.Yard, n, objects); some || err != nil {
 		t.Errorf("something was repaired on a healthy host: %v", err)
 	}
 }
@@ -106,7 +107,7 @@ func TestRepairSegments(t *testing.T) {
 	r := r6(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- reconcile.Repair(ctx, r.Yard) }()
+	go func() { done <- repair.Run(ctx, r.Yard) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -27,6 +27,7 @@ import (
 	yown "netyard/yard/own"
 	"netyard/yard/pool"
 	"netyard/yard/reconcile"
+	"netyard/yard/repair"
 )
 
 // TestScripts runs testdata/*.txtar. Each script is what users and engines do on one host, whose kernel records and
@@ -601,5 +602,5 @@ func gc(ctx context.Context, w *world, _ args) (string, error) {
 }
 
 func repairVerb(ctx context.Context, w *world, _ args) (string, error) {
-	return "", reconcile.RepairOnce(ctx, w.y)
+	return "", repair.All(ctx, w.y)
 }

@@ -43,6 +43,7 @@ import (
 	"netyard/yard/lease"
 	"netyard/yard/plan"
 	"netyard/yard/reconcile"
+	"netyard/yard/repair"
 	"netyard/yard/share"
 )
 
@@ -145,7 +146,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 	tasks.Go(func() error { return y.Run(ctx) })
 	tasks.Go(func() error { return share.WatchSandboxes(ctx, y) })
 	tasks.Go(func() error { return lease.KeepLeases(ctx, y.Book) })
-	tasks.Go(func() error { return reconcile.Repair(ctx, y) })
+	tasks.Go(func() error { return repair.Run(ctx, y) })
 	if err := runFirewalld(ctx, tasks, k, log); err != nil {
 		return err
 	}
@@ -178,7 +179,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 
 // runFirewalld starts the task that keeps netyard's bridges in their firewalld zone.
 func runFirewalld(ctx context.Context, tasks *errgroup.Group, k *kernel.Kernel, log *slog.Logger) error {
-	changes, err := k.Changes(ctx)
+	changes, err := k.ChangeSignal(ctx)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 	"netyard/kernel/nft"
 	"netyard/kernel/rule"
 )
@@ -99,7 +100,7 @@ func SyncDockerUser(k *core.Handle) error {
 
 // SyncDockerUserNow does the same at once. The caller has the turn to change the ruleset.
 func SyncDockerUserNow(f *nft.Firewall) error {
-	return f.RetryUnknown(func(tx *nft.Transaction) error {
+	return f.RetryUnknown(func(tx *exchange.Transaction) error {
 		chains, err := dockerUserChains(f)
 		if err != nil {
 			return err
@@ -223,7 +224,7 @@ func (d *dockerUser) read() {
 }
 
 // syncChain deletes and adds rules of netyard's until the chain has exactly the wanted ones.
-func syncChain(f *nft.Firewall, tx *nft.Transaction, d dockerUser) error {
+func syncChain(f *nft.Firewall, tx *exchange.Transaction, d dockerUser) error {
 	changed := false
 	wanted := bypassesOf(f.Handle)
 	for i, b := range d.bypasses {

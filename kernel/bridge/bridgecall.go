@@ -38,7 +38,7 @@ func (b NetfilterCall) Ensure(k *core.Handle) error {
 func (NetfilterCall) Remove(*core.Handle) error { return nil } // it is removed with the bridge
 
 func (b NetfilterCall) Check(s *core.View) []string {
-	if s.Links[b.Name] == nil {
+	if s.Link(b.Name) == nil {
 		return nil // the bridge reports that it is missing
 	}
 	on, err := bridgeCalls(s.Handle, b.Name)

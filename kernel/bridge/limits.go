@@ -264,7 +264,7 @@ func ingressFilters(k *core.Handle, link netlink.Link) ([]netlink.Filter, error)
 }
 
 func (l Limits) Check(s *core.View) (faults []string) {
-	link := s.Links[l.Link]
+	link := s.Link(l.Link)
 	if link == nil {
 		return nil // the link reports that it is missing
 	}
@@ -272,7 +272,7 @@ func (l Limits) Check(s *core.View) (faults []string) {
 	if text := l.compare(s, link, l.Ingress); text != "" {
 		fault("link %s: the limit to the container %s", l.Link, text)
 	}
-	to, shaper := queuesOf(s).redirects[link.Attrs().Index], s.Links[l.Shaper]
+	to, shaper := queuesOf(s, link).redirects[link.Attrs().Index], s.Link(l.Shaper)
 	switch {
 	case l.Egress == 0 && to != 0:
 		fault("link %s: the limit from the container is set, but not wanted", l.Link)
@@ -299,7 +299,7 @@ func (l Limits) Check(s *core.View) (faults []string) {
 func (l Limits) compare(s *core.View, link netlink.Link, r Rate) string {
 	const bits = 8
 	var got *netlink.Tbf
-	for _, q := range queuesOf(s).qdiscs[link.Attrs().Index] {
+	for _, q := range queuesOf(s, link).qdiscs[link.Attrs().Index] {
 		if t, ok := q.(*netlink.Tbf); ok && t.Handle == limitHandle && t.Parent == netlink.HANDLE_ROOT {
 			got = t
 		}

@@ -130,7 +130,7 @@ func (b Bridge) sysctls() []core.Sysctl {
 func (b Bridge) Remove(k *core.Handle) error { return k.DeleteLink(b.Name, b.Alias) }
 
 func (b Bridge) Check(s *core.View) []string {
-	link := s.Links[b.Name]
+	link := s.Link(b.Name)
 	if link == nil {
 		return []string{b.String() + " is missing"}
 	}
@@ -389,7 +389,7 @@ func (v Veth) setUp(k *core.Handle) error {
 func (v Veth) Remove(k *core.Handle) error { return k.DeleteLink(v.Name, v.Alias) }
 
 func (v Veth) Check(s *core.View) []string {
-	link := s.Links[v.Name]
+	link := s.Link(v.Name)
 	if link == nil {
 		return []string{v.String() + " is missing"}
 	}
@@ -404,7 +404,7 @@ func (v Veth) Check(s *core.View) []string {
 		}
 		return faults
 	}
-	if master := s.Links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
+	if master := s.Link(v.Master); master == nil || a.MasterIndex != master.Attrs().Index {
 		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))
 	}
 	if a.Flags&net.FlagUp == 0 {
@@ -416,7 +416,7 @@ func (v Veth) Check(s *core.View) []string {
 		faults = append(faults, v.String()+" has ARP on")
 	}
 	faults = append(faults, core.CheckMAC(v, link, v.portMAC())...)
-	p, known := PortsOf(s).Flags(a.Index)
+	p, known := PortOf(s, a.Index).Flags()
 	if known && v.Isolated != p.Isolated {
 		faults = append(faults, v.String()+map[bool]string{true: " is not isolated", false: " is isolated"}[v.Isolated])
 	}
@@ -427,7 +427,7 @@ func (v Veth) Check(s *core.View) []string {
 }
 
 // Lost reports whether the pair is gone. A new pair would have its inner end outside the sandbox.
-func (v Veth) Lost(s *core.View) bool { return s.Links[v.Name] == nil }
+func (v Veth) Lost(s *core.View) bool { return s.Link(v.Name) == nil }
 
 // A HostBridge is a bridge that the admin made: netyard attaches ports to it and changes nothing else.
 type HostBridge struct{ Name string }
@@ -449,10 +449,13 @@ func (b HostBridge) Ensure(k *core.Handle) error {
 	return nil
 }
 
+// DependsOn reports whether a link is the bridge.
+func (b HostBridge) DependsOn(l core.LinkID) bool { return l.Name == b.Name }
+
 func (HostBridge) Remove(*core.Handle) error { return nil }
 
 func (b HostBridge) Check(s *core.View) []string {
-	if link := s.Links[b.Name]; link == nil || link.Type() != "bridge" {
+	if link := s.Link(b.Name); link == nil || link.Type() != "bridge" {
 		return []string{b.String() + " is missing"}
 	}
 	return nil

@@ -68,7 +68,7 @@ func (p ProxyNeigh) Remove(k *core.Handle) error {
 }
 
 func (p ProxyNeigh) Check(s *core.View) []string {
-	link := s.Links[p.Link]
+	link := s.Link(p.Link)
 	if link == nil {
 		return []string{fmt.Sprintf("%s: link %s is missing", p, p.Link)}
 	}
@@ -87,12 +87,12 @@ type proxyID struct {
 // StrayProxies returns the entries of netyard's that no object wants.
 func StrayProxies(s *core.View, wanted []core.Object) (strays []core.Stray) {
 	names, want := map[int]string{}, map[proxyID]bool{}
-	for name, l := range s.Links {
+	for name, l := range s.Links() {
 		names[l.Attrs().Index] = name
 	}
 	for _, o := range wanted {
-		if p, ok := o.(ProxyNeigh); ok && s.Links[p.Link] != nil {
-			want[proxyID{s.Links[p.Link].Attrs().Index, p.Addr}] = true
+		if p, ok := o.(ProxyNeigh); ok && s.Link(p.Link) != nil {
+			want[proxyID{s.Link(p.Link).Attrs().Index, p.Addr}] = true
 		}
 	}
 	for id, own := range proxiesOf(s) {

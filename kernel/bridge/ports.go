@@ -17,13 +17,13 @@ type portFacts struct {
 	entries map[int]map[core.MAC]bool
 }
 
-// Flags returns the flags of a port. ok is false if it is no port, or the ports could not be read.
-func (p Ports) Flags(port int) (netlink.Protinfo, bool) {
+// Flags returns the flags of a port. ok is false if it is no port, or it could not be read.
+func (p Port) Flags() (netlink.Protinfo, bool) {
 	facts, err := p.load()
 	if err != nil {
 		return netlink.Protinfo{}, false
 	}
-	f, ok := facts.flags[port]
+	f, ok := facts.flags[p.index]
 	return f, ok
 }
 
@@ -49,10 +49,10 @@ func SetMulticastSnooping(k *core.Handle, bridge int, on bool) error {
 	})
 }
 
-// hasEntry reports whether the bridge has a static forwarding entry for a hardware address at a port.
-func (p Ports) hasEntry(port int, m core.MAC) bool {
+// hasEntry reports whether the bridge has a static forwarding entry for a hardware address at the port.
+func (p Port) hasEntry(m core.MAC) bool {
 	facts, err := p.load()
-	return err == nil && facts.entries[port][m]
+	return err == nil && facts.entries[p.index][m]
 }
 
 // readPorts lists links as bridges see them (AF_BRIDGE), since the list of all links has no flags of ports.
@@ -63,14 +63,7 @@ func readPorts(k *core.Handle) (f portFacts, err error) {
 		return f, fmt.Errorf("list forwarding entries: %w", err)
 	}
 	for _, n := range list {
-		static := n.State&unix.NUD_NOARP != 0 && n.Flags&sticky != 0
-		if n.MasterIndex == 0 || len(n.HardwareAddr) != len(core.MAC{}) || !static {
-			continue
-		}
-		if f.entries[n.LinkIndex] == nil {
-			f.entries[n.LinkIndex] = map[core.MAC]bool{}
-		}
-		f.entries[n.LinkIndex][core.MACOf(n.HardwareAddr)] = true
+		f.add(n)
 	}
 	answers, err := core.Retry(func() (msgs [][]byte, err error) {
 		err = k.Inside(func() error {
@@ -94,4 +87,16 @@ func readPorts(k *core.Handle) (f portFacts, err error) {
 		}
 	}
 	return f, nil
+}
+
+// add adds a forwarding entry, if it is one of a StaticPort.
+func (f portFacts) add(n netlink.Neigh) {
+	static := n.State&unix.NUD_NOARP != 0 && n.Flags&sticky != 0
+	if n.MasterIndex == 0 || len(n.HardwareAddr) != len(core.MAC{}) || !static {
+		return
+	}
+	if f.entries[n.LinkIndex] == nil {
+		f.entries[n.LinkIndex] = map[core.MAC]bool{}
+	}
+	f.entries[n.LinkIndex][core.MACOf(n.HardwareAddr)] = true
 }

@@ -73,13 +73,13 @@ func (p StaticPort) tune(k *core.Handle, port int) error {
 func (StaticPort) Remove(*core.Handle) error { return nil } // it is removed with the link
 
 func (p StaticPort) Check(s *core.View) (faults []string) {
-	link := s.Links[p.Link]
+	link := s.Link(p.Link)
 	if link == nil {
 		return nil // the link reports that it is missing
 	}
 	index := link.Attrs().Index
 	fault := func(text string) { faults = append(faults, p.String()+" "+text) }
-	flags, ok := PortsOf(s).Flags(index)
+	flags, ok := PortOf(s, index).Flags()
 	switch {
 	case !ok:
 	case flags.Learning && !p.Open:
@@ -93,7 +93,7 @@ func (p StaticPort) Check(s *core.View) (faults []string) {
 	case flags.Guard == p.Open:
 		fault(map[bool]string{true: "has BPDU guard on", false: "has BPDU guard off"}[p.Open])
 	}
-	if !p.Open && !PortsOf(s).hasEntry(index, core.MACOf(p.MAC)) {
+	if !p.Open && !PortOf(s, index).hasEntry(core.MACOf(p.MAC)) {
 		fault("has no static forwarding entry for " + p.MAC.String())
 	}
 	return faults

@@ -67,34 +67,55 @@ func ReadLimits(v *core.View) error {
 	return err
 }
 
-func queuesOf(v *core.View) queues {
+// queuesOf returns the queues of a link. A narrow view reads only those.
+func queuesOf(v *core.View, link netlink.Link) queues {
+	if v.Narrow {
+		q, _ := core.DumpOf(v, link.Attrs().Index, func(v *core.View) (queues, error) { return readQueuesOf(v, link) })
+		return q
+	}
 	q, _ := core.Dump(v, readQueues)
 	return q
 }
 
 func readQueues(v *core.View) (queues, error) {
-	all := queues{map[int][]netlink.Qdisc{}, map[int]int{}}
-	qdiscs, err := core.Retry(func() ([]netlink.Qdisc, error) { return v.Handle.NL.QdiscList(nil) })
+	qdiscs, err := listQdiscs(v)
+	all := queues{qdiscs, map[int]int{}}
 	if err != nil {
-		return all, fmt.Errorf("list qdiscs: %w", err)
+		return all, err
 	}
-	for _, q := range qdiscs {
-		i := q.Attrs().LinkIndex
-		all.qdiscs[i] = append(all.qdiscs[i], q)
-	}
-	for _, l := range v.Links {
-		i := l.Attrs().Index
-		hasIngress := slices.ContainsFunc(all.qdiscs[i], func(q netlink.Qdisc) bool {
-			return q.Attrs().Parent == netlink.HANDLE_INGRESS
-		})
-		if !hasIngress || !strings.HasPrefix(l.Attrs().Alias, core.AliasPrefix) {
-			continue
-		}
-		if all.redirects[i], err = redirected(v.Handle, l); err != nil {
+	for _, l := range v.Links() {
+		if err := all.readRedirect(v.Handle, l); err != nil {
 			return all, err
 		}
 	}
 	return all, nil
+}
+
+// listQdiscs lists the qdiscs of all links, by the index of the link.
+func listQdiscs(v *core.View) (map[int][]netlink.Qdisc, error) {
+	qdiscs, err := core.Retry(func() ([]netlink.Qdisc, error) { return v.Handle.NL.QdiscList(nil) })
+	if err != nil {
+		return nil, fmt.Errorf("list qdiscs: %w", err)
+	}
+	all := map[int][]netlink.Qdisc{}
+	for _, q := range qdiscs {
+		i := q.Attrs().LinkIndex
+		all[i] = append(all[i], q)
+	}
+	v.Note(len(qdiscs), nil)
+	return all, nil
+}
+
+// readRedirect reads where a link of netyard's is redirected to, if it has an ingress qdisc.
+func (q queues) readRedirect(k *core.Handle, l netlink.Link) (err error) {
+	i := l.Attrs().Index
+	hasIngress := slices.ContainsFunc(q.qdiscs[i], func(q netlink.Qdisc) bool {
+		return q.Attrs().Parent == netlink.HANDLE_INGRESS
+	})
+	if hasIngress && strings.HasPrefix(l.Attrs().Alias, core.AliasPrefix) {
+		q.redirects[i], err = redirected(k, l)
+	}
+	return err
 }
 
 // ReadProxies reads what ProxyNeigh is compared with.
@@ -110,14 +131,22 @@ func proxiesOf(v *core.View) map[proxyID]bool {
 
 func readProxies(v *core.View) (map[proxyID]bool, error) { return proxies(v.Handle) }
 
-// Ports is what the bridges know of their ports. It is read when somebody first asks.
-type Ports struct {
-	load func() (portFacts, error)
+// A Port is what its bridge knows of a port. It is read when somebody first asks.
+type Port struct {
+	index int
+	load  func() (portFacts, error)
 }
 
-// PortsOf returns what the bridges of a view know of their ports.
-func PortsOf(v *core.View) Ports {
-	return Ports{func() (portFacts, error) {
+// PortOf returns what its bridge knows of the port that has an index. A narrow view reads only that port.
+func PortOf(v *core.View, index int) Port {
+	return Port{index, func() (portFacts, error) {
+		if v.Narrow {
+			return core.DumpOf(v, index, func(v *core.View) (portFacts, error) {
+				f, err := readPort(v.Handle, index)
+				v.Note(1+len(f.entries[index]), nil)
+				return f, err
+			})
+		}
 		return core.Dump(v, func(v *core.View) (portFacts, error) { return readPorts(v.Handle) })
 	}}
 }

@@ -66,13 +66,13 @@ func (a Addr) Remove(k *Handle) error {
 }
 
 func (a Addr) Check(s *View) []string {
-	link := s.Links[a.Link]
+	link := s.Link(a.Link)
 	if link == nil {
 		return nil // the link's own check reports a missing link
 	}
-	for _, got := range s.Addrs[link.Attrs().Index] {
+	for _, got := range s.AddrsOf(link.Attrs().Index) {
 		if PrefixOf(got.IPNet) == a.Prefix {
-			routed := a.hasRoute(s.Routes[link.Attrs().Index]) || a.Prefix.IsSingleIP()
+			routed := a.hasRoute(s.RoutesOf(link.Attrs().Index)) || a.Prefix.IsSingleIP()
 			if !routed && DeviceUp(link.Attrs()) {
 				return []string{fmt.Sprintf("route %s on %s is missing", a.Prefix.Masked(), a.Link)}
 			}
@@ -98,17 +98,16 @@ type HostAddr struct{ Addr netip.Addr }
 // String returns what the address is called in messages.
 func (a HostAddr) String() string { return fmt.Sprintf("the host's address %s", a.Addr) }
 
+// DependsOn reports whether an address of a link of the host has changed, whichever it was.
+func (HostAddr) DependsOn(l LinkID) bool { return l.Addrs }
+
 func (HostAddr) Ensure(*Handle) error { return nil }
 
 func (HostAddr) Remove(*Handle) error { return nil }
 
 func (a HostAddr) Check(s *View) []string {
-	for _, addrs := range s.Addrs {
-		for _, got := range addrs {
-			if PrefixOf(got.IPNet).Addr() == a.Addr {
-				return nil
-			}
-		}
+	if s.HasAddr(a.Addr) {
+		return nil
 	}
 	return []string{a.String() + " is missing: packets sent from it get no answer"}
 }

@@ -20,6 +20,8 @@ import (
 type Handle struct {
 	Log *slog.Logger
 	NL  *netlink.Handle
+	// Filtered is a handle whose dumps the kernel filters by what the request names.
+	Filtered *netlink.Handle
 	// Sockets are for requests that NL cannot express, by netlink family.
 	Sockets map[int]*nl.SocketHandle
 	// NS is the namespace.
@@ -52,15 +54,41 @@ func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
 		handle.Close()
 		return nil, err
 	}
+	filtered, err := openFiltered(ns)
+	if err != nil {
+		handle.Close()
+		own.Close()
+		return nil, err
+	}
 	return &Handle{
-		Log: log, NL: handle, Sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own}, NS: ns, Threads: threads,
+		Log: log, NL: handle, Filtered: filtered, Sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: own},
+		NS: ns, Threads: threads,
 		CheckRequested: wake.New(), Sys: "/sys/class/net", kept: map[reflect.Type]any{},
 	}, nil
+}
+
+// openFiltered opens a handle whose dumps the kernel filters by what the request has, where it can (Linux 4.20). An
+// older kernel returns all, and the library filters.
+func openFiltered(ns netns.NsHandle) (*netlink.Handle, error) {
+	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	if err := handle.SetSocketTimeout(NetlinkTimeout); err != nil {
+		handle.Close()
+		return nil, fmt.Errorf("set netlink timeout: %w", err)
+	}
+	if err := handle.SetStrictCheck(true); err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
+		handle.Close()
+		return nil, fmt.Errorf("let the kernel filter dumps: %w", err)
+	}
+	return handle, nil
 }
 
 // Close closes the sockets, and those of the kept values that can be closed. What netyard made in the kernel stays.
 func (h *Handle) Close() error {
 	h.NL.Close()
+	h.Filtered.Close()
 	for _, s := range h.Sockets {
 		s.Close()
 	}

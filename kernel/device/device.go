@@ -151,7 +151,7 @@ func (d Device) bringBack(k *core.Handle) error {
 }
 
 func (d Device) Check(s *core.View) []string {
-	if link := s.Links[d.Name]; link != nil && link.Attrs().Alias != d.alias() {
+	if link := s.Link(d.Name); link != nil && link.Attrs().Alias != d.alias() {
 		return []string{d.String() + " is on the host instead of in its container"}
 	}
 	return nil
@@ -165,7 +165,7 @@ func StrayDevices(s *core.View, wanted []core.Object) (strays []core.Stray) {
 			want[d.alias()] = true
 		}
 	}
-	for at, l := range s.Links {
+	for at, l := range s.Links() {
 		alias := l.Attrs().Alias
 		network, name, ok := deviceOf(alias)
 		if !ok || want[alias] {

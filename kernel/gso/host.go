@@ -8,8 +8,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// known is the way out of a host as it was last seen. New links are made for it; Repair compares all links with it
-// whenever a link of the host or a default route changes.
+// known is the way out of a host as it was last seen. New links are made for it; the links of all endpoints are compared
+// with it whenever a link on it or a default route changes.
 type known struct{ way atomic.Pointer[Way] }
 
 // Look reads the way out from a view, and remembers it.
@@ -18,17 +18,22 @@ func Look(v *core.View) error {
 	return err
 }
 
-// Of returns the limit of a network by what a view has seen.
+// Of returns the limit of a network by what a view has seen; a narrow view has not seen the way out.
 func Of(v *core.View, want Want) Limit {
 	if !want.Big {
 		return unwanted()
+	}
+	if v.Narrow {
+		limit, err := Known(v.Handle, want)
+		v.Note(0, err)
+		return limit
 	}
 	way, _ := core.Dump(v, read)
 	return way.Limit(want)
 }
 
 func read(v *core.View) (*Way, error) {
-	way := NewWay(slices.Collect(maps.Values(v.Links)), v.Routes)
+	way := NewWay(slices.Collect(maps.Values(v.Links())), v.Routes())
 	core.Stored[known](v.Handle).way.Store(way)
 	return way, nil
 }
@@ -51,4 +56,10 @@ func Now(h *core.Handle, want Want) (Limit, error) {
 		return Limit{}, err
 	}
 	return Of(v, want), nil
+}
+
+// IsOut reports whether a link was on the way out when that was last seen.
+func IsOut(h *core.Handle, name string) bool {
+	way := core.Stored[known](h).way.Load()
+	return way != nil && way.out[name]
 }

@@ -36,6 +36,7 @@ type Way struct {
 	index  map[int]netlink.Link
 	ports  map[int][]netlink.Link // by the index of their bridge or bond
 	routed Limit                  // of what the host forwards
+	out    map[string]bool        // the links that this depends on, by name
 	old    bool                   // the kernel has no sizes of IPv4
 }
 
@@ -60,6 +61,8 @@ func NewWay(links []netlink.Link, routes map[int][]netlink.Route) *Way {
 		}
 	}
 	w.routed = w.along(out...)
+	w.out = map[string]bool{}
+	w.below(out, func(l netlink.Link) { w.out[l.Attrs().Name] = true })
 	return w
 }
 
@@ -122,32 +125,40 @@ func (w *Way) along(links ...netlink.Link) Limit {
 	if w.old {
 		return Limit{Sizes: small(), Reason: "this kernel has no segments of more than 64 KiB for IPv4; Linux 6.3 has"}
 	}
-	seen := map[int]bool{}
 	var worst []string
-	var visit func(l netlink.Link)
-	visit = func(l netlink.Link) {
+	w.below(links, func(l netlink.Link) {
+		a := l.Attrs()
+		if s := sizesOf(a); s.V4 < Big || s.V6 < Big {
+			limit.Sizes = limit.least(s)
+			worst = append(worst, why(a, s))
+		}
+	})
+	slices.Sort(worst)
+	limit.Reason = strings.Join(worst, "; ")
+	return limit
+}
+
+// below calls visit once with each of the links, and with those that are below them.
+func (w *Way) below(links []netlink.Link, visit func(netlink.Link)) {
+	seen := map[int]bool{}
+	var each func(l netlink.Link)
+	each = func(l netlink.Link) {
 		a := l.Attrs()
 		if seen[a.Index] {
 			return
 		}
 		seen[a.Index] = true
-		if s := sizesOf(a); s.V4 < Big || s.V6 < Big {
-			limit.Sizes = limit.least(s)
-			worst = append(worst, why(a, s))
-		}
+		visit(l)
 		for _, p := range w.ports[a.Index] {
-			visit(p)
+			each(p)
 		}
-		if below := w.index[a.ParentIndex]; below != nil && a.NetNsID < 0 && l.Type() != "veth" {
-			visit(below)
+		if parent := w.index[a.ParentIndex]; parent != nil && a.NetNsID < 0 && l.Type() != "veth" {
+			each(parent)
 		}
 	}
 	for _, l := range links {
-		visit(l)
+		each(l)
 	}
-	slices.Sort(worst)
-	limit.Reason = strings.Join(worst, "; ")
-	return limit
 }
 
 // why says what a link on the way out takes, and how it would take more.

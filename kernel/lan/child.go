@@ -5,9 +5,7 @@ package lan
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -117,11 +115,7 @@ func (c Child) segmentsOn(parent netlink.Link) gso.Want {
 
 // checkSegments reports if the link is set to other sizes than the parent takes.
 func (c Child) checkSegments(s *core.View, link netlink.Link) []string {
-	parent := s.Links[c.Parent.Name]
-	if parent == nil {
-		parent = c.Parent.findIn(slices.Collect(maps.Values(s.Links)))
-	}
-	return gso.Check(c, link, gso.Of(s, c.segmentsOn(parent)).Sizes)
+	return gso.Check(c, link, gso.Of(s, c.segmentsOn(c.Parent.in(s))).Sizes)
 }
 
 func (c Child) mark(k *core.Handle, link netlink.Link) error {
@@ -178,7 +172,7 @@ func (c Child) Remove(k *core.Handle) error {
 
 // Check looks into the sandbox, too. A sandbox that no longer exists lacks nothing.
 func (c Child) Check(s *core.View) []string {
-	if link := s.Links[c.Name]; link != nil {
+	if link := s.Link(c.Name); link != nil {
 		if link.Attrs().Alias != c.Alias {
 			return []string{c.String() + " has another alias"}
 		}

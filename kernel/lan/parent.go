@@ -34,7 +34,7 @@ func (p Parent) Ensure(k *core.Handle) error {
 func (Parent) Remove(*core.Handle) error { return nil }
 
 func (p Parent) Check(s *core.View) []string {
-	link := p.findIn(slices.Collect(maps.Values(s.Links)))
+	link := p.in(s)
 	if link == nil {
 		return []string{p.String() + " is missing"}
 	}
@@ -50,7 +50,7 @@ func (Parent) Lost(*core.View) bool { return true }
 
 // downIn reports whether the parent is there and down.
 func (p Parent) downIn(s *core.View) bool {
-	link := p.findIn(slices.Collect(maps.Values(s.Links)))
+	link := p.in(s)
 	return link != nil && isDown(link)
 }
 
@@ -74,6 +74,22 @@ func (p Parent) findIn(links []netlink.Link) netlink.Link {
 		return same[0]
 	}
 	return nil
+}
+
+// DependsOn reports whether a link is the parent.
+func (p Parent) DependsOn(l core.LinkID) bool {
+	return l.Name == p.Name || p.MAC != "" && l.MAC == p.MAC
+}
+
+// DependsOn reports whether a link is the VLAN link, or its parent.
+func (v VLAN) DependsOn(l core.LinkID) bool { return l.Name == v.Name || v.Parent.DependsOn(l) }
+
+// in finds the parent in a view.
+func (p Parent) in(s *core.View) netlink.Link {
+	if link := s.Link(p.Name); link != nil {
+		return link
+	}
+	return p.findIn(slices.Collect(maps.Values(s.Links())))
 }
 
 // FindParent returns the link of a parent.
@@ -140,7 +156,7 @@ func (v VLAN) Ensure(k *core.Handle) error {
 }
 
 // Lost reports whether the link cannot be set up, since the one below it is down.
-func (v VLAN) Lost(s *core.View) bool { return s.Links[v.Name] != nil && v.Parent.downIn(s) }
+func (v VLAN) Lost(s *core.View) bool { return s.Link(v.Name) != nil && v.Parent.downIn(s) }
 
 // create gives the link its name last: until the link is marked it has a name that only netyard uses.
 func (v VLAN) create(k *core.Handle) (netlink.Link, error) {
@@ -181,7 +197,7 @@ func (v VLAN) Check(s *core.View) []string { return checkUp(s, v, v.Name) }
 
 // checkUp reports a link that is missing or down.
 func checkUp(s *core.View, o core.Object, name string) []string {
-	link := s.Links[name]
+	link := s.Link(name)
 	if link == nil {
 		return []string{o.String() + " is missing"}
 	}
@@ -237,7 +253,7 @@ func (i IsolatedParent) create(k *core.Handle) (netlink.Link, error) {
 func (i IsolatedParent) Remove(k *core.Handle) error { return k.DeleteLink(i.Name, i.Alias) }
 
 func (i IsolatedParent) Check(s *core.View) []string {
-	if link := s.Links[i.Name]; link != nil && link.Attrs().Alias != i.Alias {
+	if link := s.Link(i.Name); link != nil && link.Attrs().Alias != i.Alias {
 		return []string{i.String() + " has another alias"}
 	}
 	if faults := checkUp(s, i, i.Name); len(faults) > 0 {

@@ -103,7 +103,7 @@ func (r ReturnNAT) Lost(s *core.View) bool { return r.Route.Shim.Parent.downIn(s
 
 // Check compares with the element that netyard wants where the view has no table: the host's addresses change.
 func (r ReturnNAT) Check(s *core.View) []string {
-	if s.Links[r.Route.Shim.Name] == nil {
+	if s.Link(r.Route.Shim.Name) == nil {
 		return nil // the link reports that it is missing
 	}
 	e, err := r.element(s.Handle)

@@ -3,7 +3,6 @@ package lan
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -136,7 +135,7 @@ func (s Shim) Check(snap *core.View) []string {
 	if len(faults) > 0 {
 		return faults
 	}
-	link := snap.Links[s.Name]
+	link := snap.Link(s.Name)
 	if link.Attrs().Alias != s.alias() {
 		return []string{s.String() + " has another alias"}
 	}
@@ -146,11 +145,11 @@ func (s Shim) Check(snap *core.View) []string {
 	for _, sysctl := range s.sysctls() {
 		faults = append(faults, sysctl.Check(snap)...)
 	}
-	parent := s.Parent.findIn(slices.Collect(maps.Values(snap.Links)))
+	parent := s.Parent.in(snap)
 	if parent == nil || s.routed() {
 		return faults
 	}
-	for _, a := range snap.Addrs[parent.Attrs().Index] {
+	for _, a := range snap.AddrsOf(parent.Attrs().Index) {
 		p := core.PrefixOf(a.IPNet)
 		global := p.Addr().Is6() && a.Scope == int(netlink.SCOPE_UNIVERSE)
 		if global && !bridge.HasProxy(snap, link.Attrs().Index, p.Addr()) {
@@ -159,6 +158,9 @@ func (s Shim) Check(snap *core.View) []string {
 	}
 	return faults
 }
+
+// DependsOn reports whether a link is the shim, or its parent.
+func (s Shim) DependsOn(l core.LinkID) bool { return l.Name == s.Name || s.Parent.DependsOn(l) }
 
 // otherMode returns the mode of a macvlan link that should have another one; empty: it is the right one.
 func (s Shim) otherMode(link netlink.Link) string {
@@ -274,23 +276,23 @@ func (r HostRoute) Remove(k *core.Handle) error {
 }
 
 func (r HostRoute) Check(s *core.View) []string {
-	link := s.Links[r.Shim.Name]
+	link := s.Link(r.Shim.Name)
 	if link == nil {
 		return nil // the link reports that it is missing
 	}
-	at := slices.IndexFunc(s.Routes[link.Attrs().Index], func(route netlink.Route) bool {
+	at := slices.IndexFunc(s.RoutesOf(link.Attrs().Index), func(route netlink.Route) bool {
 		p := core.PrefixOf(route.Dst)
 		return p.IsSingleIP() && p.Addr() == r.Dst
 	})
 	if at < 0 {
 		return []string{r.String() + " is missing"}
 	}
-	parent := r.Shim.Parent.findIn(slices.Collect(maps.Values(s.Links)))
+	parent := r.Shim.Parent.in(s)
 	if parent == nil {
 		return nil // the parent reports that it is missing
 	}
-	src := chooseSource(core.GlobalOf(s.Addrs[parent.Attrs().Index], core.Family(r.Dst)), r.Dst)
-	now, _ := netip.AddrFromSlice(s.Routes[link.Attrs().Index][at].Src)
+	src := chooseSource(core.GlobalOf(s.AddrsOf(parent.Attrs().Index), core.Family(r.Dst)), r.Dst)
+	now, _ := netip.AddrFromSlice(s.RoutesOf(link.Attrs().Index)[at].Src)
 	if r.Dst.Is4() && src.IsValid() && now.Unmap() != src { // the parent may have got its address later
 		return []string{fmt.Sprintf("%s has not the source address %s", r, src)}
 	}
@@ -333,11 +335,11 @@ func StrayRoutes(s *core.View, wanted []core.Object) (strays []core.Stray) {
 			want[r.String()] = true
 		}
 	}
-	for name, l := range s.Links {
+	for name, l := range s.Links() {
 		if !strings.HasPrefix(l.Attrs().Alias, shimAlias) {
 			continue
 		}
-		for _, route := range s.Routes[l.Attrs().Index] {
+		for _, route := range s.RoutesOf(l.Attrs().Index) {
 			r := HostRoute{Shim: Shim{Name: name, Kind: l.Type()}, Dst: core.PrefixOf(route.Dst).Addr()}
 			if route.Protocol != core.RouteProtocol || want[r.String()] {
 				continue

@@ -28,8 +28,8 @@ func (f *Firewall) Adopt(of func(rule.SetName) bool) error {
 		for set, keys := range have {
 			for key, c := range keys {
 				e := Element{Set: set, Text: rule.Show(f.Rules.Sets, set, key, c.End), Key: key, Content: c}
-				if f.wanted[e.ID()] == nil && !f.removedEarly[e.ID()] && !f.superseded(e, decided) {
-					f.wanted[e.ID()] = &wantedElement{Element: e, owners: map[string]bool{}}
+				if f.wanted.by[e.ID()] == nil && !f.removedEarly[e.ID()] && !f.superseded(e, decided) {
+					f.wanted.put(&wantedElement{Element: e, owners: map[string]bool{}})
 				}
 			}
 		}
@@ -91,8 +91,8 @@ func policyKeyOf(e Element) (r policyKey, ok bool) {
 // decided returns what the policies in the records decide about.
 func (f *Firewall) decided() map[policyKey]bool {
 	all := map[policyKey]bool{}
-	for _, w := range f.wanted {
-		if r, ok := policyKeyOf(w.Element); ok && w.owners[PolicyOwner] {
+	for _, w := range f.wanted.policy {
+		if r, ok := policyKeyOf(w.Element); ok {
 			all[r] = true
 		}
 	}

@@ -20,10 +20,10 @@ import (
 func (f *Firewall) removeStray(id ElementID) error {
 	return f.RunLater(Turn{Act: "remove a stray element of set " + string(id.Set), Do: func() error {
 		f.mu.Lock()
-		w := f.wanted[id]
+		w := f.wanted.by[id]
 		wanted := w != nil && len(w.owners) > 0
 		if !wanted {
-			delete(f.wanted, id)
+			f.wanted.drop(id)
 		}
 		f.mu.Unlock()
 		if wanted {

@@ -6,13 +6,14 @@ import (
 	"sort"
 
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 	"netyard/kernel/rule"
 )
 
 // Open stores a firewall with these rules with a handle. Kernel.LoadFirewall loads them into the kernel.
 func Open(h *core.Handle, rules rule.Ruleset) error {
 	f := Connect(h.Log, int(h.NS))
-	f.Handle, f.Rules, f.wanted, f.poke = h, rules, map[ElementID]*wantedElement{}, h.RequestCheck
+	f.Handle, f.Rules, f.wanted, f.poke = h, rules, newWantedSet(), h.RequestCheck
 	if err := f.out.Open(); err != nil {
 		return err
 	}
@@ -35,10 +36,10 @@ func (f *Firewall) chains() [][]rule.Chain {
 }
 
 // Port returns the netlink port ID of the socket that changes are sent by (netlink(7), nl_pid).
-func (f *Firewall) Port() uint32 { return f.out.own.Load() }
+func (f *Firewall) Port() uint32 { return f.out.Port() }
 
 // Intercept puts a Peer between the firewall and the kernel, for tests. It must be called within a turn.
-func (f *Firewall) Intercept(wrap func(Socket) Socket) error {
+func (f *Firewall) Intercept(wrap func(exchange.Socket) exchange.Socket) error {
 	err := f.out.Open()
 	f.out.P = wrap(f.out.P)
 	return err

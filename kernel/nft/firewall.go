@@ -15,12 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 	"netyard/kernel/rule"
 )
-
-// NetfilterBuffer is the size of a socket's buffers, in bytes: enough for a batch that loads the ruleset with tens of
-// thousands of elements.
-const NetfilterBuffer = 8 << 20
 
 // An Element is one element of a set of the ruleset.
 type Element struct {
@@ -75,12 +72,6 @@ func (e Element) For(owner string) Element {
 	return e
 }
 
-// A wantedElement is an element that the kernel must have, and its owners. An adopted one has none.
-type wantedElement struct {
-	Element
-	owners map[string]bool
-}
-
 // String returns the element as messages name it, and its set.
 func (e Element) String() string { return fmt.Sprintf("element { %s } of set %s", e.Text, e.Set) }
 
@@ -114,17 +105,17 @@ type Firewall struct {
 	// changed with mu held.
 	turns turns
 	// tx is the transaction that the current turn puts together.
-	tx *Transaction
+	tx *exchange.Transaction
 	// inMemory: nothing is sent to the kernel, see applyInMemory. mayDiffer: the kernel may have unwanted elements.
 	inMemory, mayDiffer bool
 	// out sends transactions. The tables belong to its socket.
-	out *writer
+	out *exchange.Writer
 	// Reader queries the kernel.
 	Reader *reader
 
 	mu     sync.Mutex
 	Sets   rule.SetBook
-	wanted map[ElementID]*wantedElement
+	wanted wantedSet
 	// removedEarly are the elements that were removed before the ruleset was loaded, see noteRemovedEarly.
 	removedEarly map[ElementID]bool
 
@@ -144,13 +135,13 @@ type Firewall struct {
 // Connect returns a firewall for a namespace, without rules. It opens its sockets when it first needs them.
 func Connect(log *slog.Logger, ns int) *Firewall {
 	return &Firewall{
-		log: log, poke: func() {}, Sets: rule.SetBook{}, Reader: &reader{ns: ns}, tx: newTransaction(),
-		out: &writer{log: log, dial: func() (Socket, error) { return dialNetfilter(ns) }},
+		log: log, poke: func() {}, Sets: rule.SetBook{}, Reader: &reader{ns: ns}, tx: exchange.NewTransaction(),
+		out: exchange.To(ns, log),
 	}
 }
 
 // Close closes the sockets.
-func (f *Firewall) Close() error { return errors.Join(f.Reader.close(), f.out.drop()) }
+func (f *Firewall) Close() error { return errors.Join(f.Reader.close(), f.out.Drop()) }
 
 // SetLoaded stores whether the kernel has the tables of this process.
 func (f *Firewall) SetLoaded(is bool) {
@@ -164,7 +155,7 @@ func (f *Firewall) Load() error {
 	if f.inMemory {
 		return nil
 	}
-	return f.RetryUnknown(func(tx *Transaction) error {
+	return f.RetryUnknown(func(tx *exchange.Transaction) error {
 		ts := rule.Tables()
 		for _, t := range ts {
 			if err := f.recreate(t); err != nil {
@@ -187,7 +178,7 @@ func (f *Firewall) Load() error {
 			return err
 		}
 		f.SetLoaded(true)
-		f.out.orphaned, f.mayDiffer = false, false
+		f.out.Orphaned, f.mayDiffer = false, false
 		return nil
 	})
 }
@@ -200,11 +191,11 @@ func (f *Firewall) renumberSets() {
 
 // RetryUnknown repeats an idempotent change until its outcome is known. Each try begins with an empty transaction, and
 // Flush sends it. It must be called within a turn.
-func (f *Firewall) RetryUnknown(do func(tx *Transaction) error) (err error) {
+func (f *Firewall) RetryUnknown(do func(tx *exchange.Transaction) error) (err error) {
 	const tries = 3
 	for range tries {
-		f.tx = newTransaction()
-		if err = do(f.tx); !errors.Is(err, errOutcomeUnknown) {
+		f.tx = exchange.NewTransaction()
+		if err = do(f.tx); !errors.Is(err, exchange.ErrUnknown) {
 			return err
 		}
 	}
@@ -217,7 +208,7 @@ func (f *Firewall) RetryUnknown(do func(tx *Transaction) error) (err error) {
 func (f *Firewall) reconcile() error {
 	for _, t := range rule.Tables() {
 		own, err := f.takeOwnership(t)
-		if errors.Is(err, errOutcomeUnknown) || err == nil && !own && !f.Shared {
+		if errors.Is(err, exchange.ErrUnknown) || err == nil && !own && !f.Shared {
 			return f.Load()
 		}
 		if err != nil {
@@ -227,7 +218,7 @@ func (f *Firewall) reconcile() error {
 	if same, err := f.asWanted(); err != nil || !same {
 		return errors.Join(err, f.Load())
 	}
-	f.out.orphaned = false
+	f.out.Orphaned = false
 	return nil
 }
 
@@ -246,10 +237,10 @@ func (f *Firewall) outcome(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		err = f.Load()
-	case errors.Is(err, errOutcomeUnknown):
+	case errors.Is(err, exchange.ErrUnknown):
 		err = f.reconcile()
 	}
-	if errors.Is(err, errOutcomeUnknown) { // the caller reverts memory, and the watcher makes the kernel match
+	if errors.Is(err, exchange.ErrUnknown) { // the caller reverts memory, and the watcher makes the kernel match
 		f.poke()
 	}
 	return err
@@ -276,14 +267,14 @@ func (f *Firewall) AddChains(t *nftables.Table, chains []rule.Chain) {
 // Flush sends the transaction. It is empty then.
 func (f *Firewall) Flush(act string) error {
 	if f.inMemory {
-		f.tx.empty()
+		f.tx.Empty()
 		return nil
 	}
-	msgs, err := f.tx.all()
-	f.tx.empty()
+	msgs, err := f.tx.All()
+	f.tx.Empty()
 	err = errors.Join(err, rule.WithFieldNames(msgs, f.Rules.Sets))
 	if err == nil && len(msgs) > 0 {
-		err = f.out.exchange(act, msgs)
+		err = f.out.Send(act, msgs)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", act, err)
@@ -334,12 +325,12 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range elements {
-		if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content && len(w.owners) > 0 {
+		if w := f.wanted.by[e.ID()]; w != nil && w.Content != e.Content && len(w.owners) > 0 {
 			return nil, nil, fmt.Errorf("add %s: %s has the same key and another interval or value", e, w.Element)
 		}
 	}
 	for _, e := range elements {
-		w := f.wanted[e.ID()]
+		w := f.wanted.by[e.ID()]
 		if w != nil && w.Content != e.Content { // an adopted one, of nobody on record
 			if err := f.Change([]Element{w.Element}, f.tx.SetDeleteElements); err != nil {
 				return nil, nil, err
@@ -348,11 +339,10 @@ func (f *Firewall) addOwners(elements []Element) (mine, fresh []Element, err err
 		}
 		if w == nil {
 			w = &wantedElement{Element: e, owners: map[string]bool{}}
-			f.wanted[e.ID()] = w
+			f.wanted.put(w)
 			fresh = append(fresh, e)
 		}
-		if !w.owners[e.Owner] {
-			w.owners[e.Owner] = true
+		if f.wanted.own(w, e.Owner) {
 			mine = append(mine, e)
 		}
 	}
@@ -364,14 +354,14 @@ func (f *Firewall) removeOwners(elements []Element) (gone []Element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range elements {
-		w := f.wanted[e.ID()]
+		w := f.wanted.by[e.ID()]
 		if w == nil {
 			continue
 		}
-		delete(w.owners, e.Owner)
+		f.wanted.disown(w, e.Owner)
 		if len(w.owners) == 0 {
 			gone = append(gone, e)
-			delete(f.wanted, e.ID())
+			f.wanted.drop(e.ID())
 		}
 	}
 	return gone
@@ -403,7 +393,7 @@ func (f *Firewall) removeNow(elements []Element) error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		for _, e := range gone {
-			f.wanted[e.ID()] = &wantedElement{Element: e, owners: map[string]bool{e.Owner: true}}
+			f.wanted.put(&wantedElement{Element: e, owners: map[string]bool{e.Owner: true}})
 		}
 	}
 	return err
@@ -425,7 +415,7 @@ func (f *Firewall) noteRemovedEarly(elements []Element) {
 func (f *Firewall) Wanted() (all []Element) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, w := range f.wanted {
+	for _, w := range f.wanted.by {
 		all = append(all, w.Element)
 	}
 	return all
@@ -435,7 +425,7 @@ func (f *Firewall) Wanted() (all []Element) {
 func (f *Firewall) WantedAt(id ElementID) (e Element, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if w := f.wanted[id]; w != nil {
+	if w := f.wanted.by[id]; w != nil {
 		return w.Element, true
 	}
 	return e, false
@@ -513,14 +503,18 @@ func (f *Firewall) diffPolicy(wanted map[ElementID]Element, known []netip.Addr) 
 			decided[r] = true
 		}
 	}
-	for id, w := range f.wanted {
-		ours := w.owners[PolicyOwner] || len(w.owners) == 0 && f.superseded(w.Element, decided)
-		if e, keep := wanted[id]; ours && (!keep || e.Content != w.Content) {
+	for id, w := range f.wanted.policy {
+		if e, keep := wanted[id]; !keep || e.Content != w.Content {
+			c.gone = append(c.gone, w)
+		}
+	}
+	for id, w := range f.wanted.adopted {
+		if e, keep := wanted[id]; f.superseded(w.Element, decided) && (!keep || e.Content != w.Content) {
 			c.gone = append(c.gone, w)
 		}
 	}
 	for id, e := range wanted {
-		switch w := f.wanted[id]; {
+		switch w := f.wanted.by[id]; {
 		case w == nil || w.Content != e.Content:
 			c.fresh = append(c.fresh, &wantedElement{Element: e, owners: map[string]bool{PolicyOwner: true}})
 		case !w.owners[PolicyOwner]:
@@ -573,16 +567,16 @@ func (f *Firewall) recordPolicy(c policyChange) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, w := range c.gone {
-		delete(f.wanted, w.ID())
+		f.wanted.drop(w.ID())
 	}
 	for _, w := range c.fresh {
-		f.wanted[w.ID()] = w
+		f.wanted.put(w)
 	}
 	for _, w := range c.acquired {
-		w.owners[PolicyOwner] = true
+		f.wanted.own(w, PolicyOwner)
 	}
 	for _, w := range c.released {
-		delete(w.owners, PolicyOwner)
+		f.wanted.disown(w, PolicyOwner)
 	}
 }
 
@@ -590,14 +584,14 @@ func (f *Firewall) recordPolicy(c policyChange) {
 // 5.3). It adds a rule that needs it, and deletes the table in the same transaction. That loads the module if
 // necessary.
 func (f *Firewall) probeConntrack() (can bool, err error) {
-	err = f.RetryUnknown(func(tx *Transaction) error {
+	err = f.RetryUnknown(func(tx *exchange.Transaction) error {
 		t := tx.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: rule.TableName + "-probe"})
 		c := tx.AddChain(&nftables.Chain{Table: t, Name: "probe"})
 		tx.AddRule(&nftables.Rule{Table: t, Chain: c, Exprs: rule.Established()})
 		tx.DelTable(t)
 		return f.Flush("probe connection tracking on bridges")
 	})
-	if errors.Is(err, errOutcomeUnknown) {
+	if errors.Is(err, exchange.ErrUnknown) {
 		return false, err
 	}
 	return err == nil, nil
@@ -609,7 +603,7 @@ func (f *Firewall) ReplaceElement(e Element) error {
 	defer cancel()
 	f.mu.Lock()
 	var old []Element
-	if w := f.wanted[e.ID()]; w != nil && w.Content != e.Content {
+	if w := f.wanted.by[e.ID()]; w != nil && w.Content != e.Content {
 		old = []Element{w.For("")} // an adopted element has no owner
 		for owner := range w.owners {
 			old = append(old, w.For(owner))

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 )
 
 // A reader queries nftables by a socket of its own. The kernel answers queries while a transaction waits. No table
@@ -30,7 +31,7 @@ func (r *reader) open() (err error) {
 	}
 	configure := nftables.WithSockOptions(func(c *netlink.Conn) error {
 		r.sock = c
-		return c.SetReadBuffer(NetfilterBuffer)
+		return c.SetReadBuffer(exchange.Buffer)
 	})
 	r.conn, err = nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(r.ns), configure)
 	if err != nil {

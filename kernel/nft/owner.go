@@ -10,6 +10,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"netyard/kernel/exchange"
 	"netyard/kernel/rule"
 )
 
@@ -24,10 +25,10 @@ func (f *Firewall) canOwn() (bool, error) {
 	if err != nil || !own {
 		return false, err
 	}
-	tx := newTransaction()
+	tx := exchange.NewTransaction()
 	tx.DelTable(probe)
-	msgs, err := tx.all()
-	return true, errors.Join(err, f.out.exchange("delete table "+probe.Name, msgs))
+	msgs, err := tx.All()
+	return true, errors.Join(err, f.out.Send("delete table "+probe.Name, msgs))
 }
 
 // takeOwnership makes netyard's socket the owner of a table, and makes the table if it is missing. ok is false if the
@@ -43,10 +44,10 @@ func (f *Firewall) takeOwnership(t *nftables.Table) (ok bool, err error) {
 	}
 	request := []netlink.Message{message}
 	act := "take ownership of table " + t.Name
-	err = f.out.exchange(act, request)
+	err = f.out.Send(act, request)
 	for wait := time.Now().Add(closingTime); errors.Is(err, unix.EPERM) && time.Now().Before(wait); {
 		time.Sleep(time.Millisecond)
-		err = f.out.exchange(act, request)
+		err = f.out.Send(act, request)
 	}
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
@@ -84,7 +85,7 @@ func (f *Firewall) recreate(t *nftables.Table) error {
 		return nil
 	}
 	message, err := rule.OwnedTable(t)
-	return errors.Join(err, f.tx.add(message))
+	return errors.Join(err, f.tx.Add(message))
 }
 
 // Has reports whether a table exists.

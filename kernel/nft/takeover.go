@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 
+	"netyard/kernel/exchange"
 	"netyard/kernel/rule"
 )
 
@@ -16,7 +17,7 @@ func (f *Firewall) TakeOver() (same bool, err error) {
 	}
 	for _, t := range rule.Tables() {
 		own, err := f.takeOwnership(t)
-		if errors.Is(err, errOutcomeUnknown) {
+		if errors.Is(err, exchange.ErrUnknown) {
 			return false, nil
 		}
 		if err != nil {
@@ -28,7 +29,7 @@ func (f *Firewall) TakeOver() (same bool, err error) {
 		}
 	}
 	f.SetLoaded(true)
-	f.out.orphaned = false
+	f.out.Orphaned = false
 	return true, nil
 }
 
@@ -42,12 +43,12 @@ func (f *Firewall) sameElements() (bool, error) {
 	for _, keys := range have {
 		count += len(keys)
 	}
-	return count == len(f.wanted) && f.hasWanted(have), nil
+	return count == len(f.wanted.by) && f.hasWanted(have), nil
 }
 
 // hasWanted reports whether every wanted element is among these.
 func (f *Firewall) hasWanted(have map[rule.SetName]map[string]Content) bool {
-	for id, w := range f.wanted {
+	for id, w := range f.wanted.by {
 		if c, ok := have[id.Set][id.Key]; !ok || c != w.Content {
 			return false
 		}

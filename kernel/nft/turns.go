@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 )
 
 const (
@@ -139,7 +140,7 @@ func (f *Firewall) RunLater(t Turn) error {
 		case err := <-done:
 			return err
 		case now := <-tick.C:
-			if f.out.took() < slowExchange && now.Before(end) {
+			if f.out.Took() < exchange.Slow && now.Before(end) {
 				continue
 			}
 			if !decided.CompareAndSwap(false, true) {
@@ -160,9 +161,9 @@ func (f *Firewall) RunNow(do func() error) error {
 // inTurn runs a change with an empty transaction, so that messages which an earlier turn did not send are not sent with
 // it. Afterwards, if a socket had to be replaced, it takes ownership of the tables again, and compares them.
 func (f *Firewall) inTurn(do func() error) error {
-	f.tx = newTransaction()
+	f.tx = exchange.NewTransaction()
 	err := do()
-	if f.Loaded && f.out.orphaned {
+	if f.Loaded && f.out.Orphaned {
 		f.report("take ownership of the tables again", f.reconcile())
 	}
 	return err
@@ -181,7 +182,7 @@ func (f *Firewall) applyInMemory(act string, do func() error, cause error) {
 	f.inMemory = true
 	err := do()
 	f.inMemory, f.mayDiffer = false, true
-	f.tx = newTransaction()
+	f.tx = exchange.NewTransaction()
 	f.report(act, errors.Join(cause, err))
 }
 
@@ -197,5 +198,5 @@ func (f *Firewall) report(act string, err error) {
 
 // busy returns the error of a change that was not made in time.
 func (f *Firewall) busy(ctx context.Context, act string) error {
-	return fmt.Errorf("%s: %w%s; nothing was changed, try again: %w", act, ErrBusy, f.out.forHowLong(), ctx.Err())
+	return fmt.Errorf("%s: %w%s; nothing was changed, try again: %w", act, ErrBusy, f.out.ForHowLong(), ctx.Err())
 }

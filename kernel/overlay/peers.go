@@ -114,7 +114,7 @@ func (p Peers) Ensure(k *core.Handle) error {
 func (Peers) Remove(*core.Handle) error { return nil } // they are removed with the device
 
 func (p Peers) Check(s *core.View) []string {
-	link := s.Links[p.Link]
+	link := s.Link(p.Link)
 	if link == nil {
 		return nil // the link reports that it is missing
 	}

@@ -157,7 +157,7 @@ func (v VXLAN) fixed(link netlink.Link) (faults []string) {
 }
 
 func (v VXLAN) Check(s *core.View) []string {
-	link := s.Links[v.Name]
+	link := s.Link(v.Name)
 	if link == nil {
 		return []string{v.String() + " is missing"}
 	}
@@ -169,7 +169,7 @@ func (v VXLAN) Check(s *core.View) []string {
 	case a.Alias != v.Alias:
 		return []string{fmt.Sprintf("%s %v", v, core.ErrForeign)}
 	}
-	if master := s.Links[v.Master]; master == nil || a.MasterIndex != master.Attrs().Index {
+	if master := s.Link(v.Master); master == nil || a.MasterIndex != master.Attrs().Index {
 		faults = append(faults, fmt.Sprintf("%s is not a port of bridge %s", v, v.Master))
 	} else if b, ok := master.(*netlink.Bridge); ok && b.MulticastSnooping != nil && *b.MulticastSnooping {
 		faults = append(faults, fmt.Sprintf("bridge %s has multicast snooping on", v.Master))
@@ -178,7 +178,7 @@ func (v VXLAN) Check(s *core.View) []string {
 		faults = append(faults, v.String()+" is down")
 	}
 	faults = append(faults, core.CheckMTU(v, link, v.MTU)...)
-	if flags, ok := bridge.PortsOf(s).Flags(a.Index); ok && (flags.Learning || !flags.Flood) {
+	if flags, ok := bridge.PortOf(s, a.Index).Flags(); ok && (flags.Learning || !flags.Flood) {
 		faults = append(faults, v.String()+" learns addresses, or does not receive unknown unicast")
 	}
 	for _, sysctl := range v.sysctls() {
@@ -226,11 +226,11 @@ func (a Anycast) Remove(k *core.Handle) error {
 }
 
 func (a Anycast) Check(s *core.View) []string {
-	link := s.Links[a.Link]
+	link := s.Link(a.Link)
 	if link == nil {
 		return nil // the link reports that it is missing
 	}
-	for _, got := range s.Addrs[link.Attrs().Index] {
+	for _, got := range s.AddrsOf(link.Attrs().Index) {
 		if p := core.PrefixOf(got.IPNet); p.IsSingleIP() && p.Addr() == a.Addr {
 			if a.Addr.Is6() && got.Flags&unix.IFA_F_DEPRECATED == 0 {
 				return []string{a.String() + " is not deprecated: the host may use it as source"}

@@ -50,7 +50,7 @@ func (p WireGuardPeers) Ensure(k *core.Handle) error {
 func (WireGuardPeers) Remove(*core.Handle) error { return nil } // they are removed with the device
 
 func (p WireGuardPeers) Check(s *core.View) []string {
-	if s.Links[core.TunnelName] == nil {
+	if s.Link(core.TunnelName) == nil {
 		return nil // the link reports that it is missing
 	}
 	dev, err := tunnelIn(s)

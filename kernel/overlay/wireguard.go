@@ -169,10 +169,13 @@ func (WireGuard) sysctls() []core.Sysctl {
 	}
 }
 
+// DependsOn reports whether a link is the device.
+func (WireGuard) DependsOn(l core.LinkID) bool { return l.Name == core.TunnelName }
+
 func (WireGuard) Remove(k *core.Handle) error { return k.DeleteLink(core.TunnelName, tunnelAlias) }
 
 func (w WireGuard) Check(s *core.View) []string {
-	link := s.Links[core.TunnelName]
+	link := s.Link(core.TunnelName)
 	if link == nil {
 		return []string{w.String() + " is missing"}
 	}

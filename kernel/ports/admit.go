@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"netyard/kernel/exchange"
 	"netyard/kernel/nft"
 	"netyard/kernel/rule"
 )
@@ -97,7 +98,7 @@ func ForgetAdmitted(f *nft.Firewall) error {
 		if !HostFirewallDecides(f.Handle) || !f.Loaded {
 			return nil
 		}
-		return f.RetryUnknown(func(tx *nft.Transaction) error {
+		return f.RetryUnknown(func(tx *exchange.Transaction) error {
 			tx.FlushSet(f.Sets[admitted4])
 			tx.FlushSet(f.Sets[admitted6])
 			return f.Flush("forget the clients that the host's firewall let through")

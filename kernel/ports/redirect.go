@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
+	"netyard/kernel/exchange"
 	"netyard/kernel/nft"
 	"netyard/kernel/rule"
 )
@@ -138,7 +139,7 @@ func (r Redirect) Ensure(*core.Handle) error {
 
 // load replaces the table in one transaction.
 func (t redirector) load(elements []nft.Element) error {
-	return t.RetryUnknown(func(tx *nft.Transaction) error {
+	return t.RetryUnknown(func(tx *exchange.Transaction) error {
 		tx.AddTable(t.table) // DelTable fails if there is no table
 		tx.DelTable(t.table)
 		tx.AddTable(t.table)
@@ -204,7 +205,7 @@ func (t redirector) elements() (all map[nft.ElementID]nft.Content, ok bool) {
 
 func (r Redirect) Remove(*core.Handle) error {
 	return r.inside(func(t redirector) error {
-		err := t.RetryUnknown(func(tx *nft.Transaction) error {
+		err := t.RetryUnknown(func(tx *exchange.Transaction) error {
 			there, err := t.Has(t.table)
 			if err == nil && there {
 				tx.DelTable(t.table)

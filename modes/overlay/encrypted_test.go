@@ -36,6 +36,7 @@ import (
 	yoverlay "netyard/yard/overlay"
 	"netyard/yard/plan"
 	"netyard/yard/reconcile"
+	"netyard/yard/repair"
 )
 
 // A cell is alone, and can encrypt: it has a WireGuard device while a network needs it, or says why it cannot.
@@ -206,7 +207,7 @@ func (s *station) start(url string, repairs bool) {
 	var all sync.WaitGroup
 	runs := []func(context.Context) error{s.agent.Run}
 	if repairs {
-		runs = append(runs, func(ctx context.Context) error { return reconcile.Repair(ctx, s.Yard) })
+		runs = append(runs, func(ctx context.Context) error { return repair.Run(ctx, s.Yard) })
 	}
 	for _, run := range runs {
 		all.Add(1)

@@ -49,8 +49,11 @@ type Objects interface {
 	// Snapshot reads the state of the kernel, to be compared with what is wanted; LinkSnapshot leaves out the firewall.
 	Snapshot() (Snapshot, error)
 	LinkSnapshot() (Snapshot, error)
-	// Changes reports changes that may have affected an object, until ctx ends.
-	Changes(ctx context.Context) (<-chan struct{}, error)
+	// FaultsOf describes each of some objects that is missing or different, without the firewall. It returns how much
+	// it read, which depends on these objects alone.
+	FaultsOf(objects []core.Object) (faults []kernel.Fault, reads int, err error)
+	// Changes names the links that changes were about which may have affected an object, until ctx ends.
+	Changes(ctx context.Context) (*core.Changes, error)
 }
 
 // A Snapshot is the kernel at one moment.

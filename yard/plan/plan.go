@@ -117,9 +117,17 @@ func (r Runner) Objects(m modes.Mode, n modes.Network, es ...modes.Endpoint) []c
 		objects = append(objects, r.Fabric.Objects(*c)...)
 	}
 	for _, e := range es {
-		more, _ := m.Place(n, e)
-		objects = append(objects, more...)
+		objects = append(objects, r.ObjectsOf(m, n, e)...)
 	}
+	return objects
+}
+
+// ObjectsOf returns the objects that an endpoint wants in the kernel, without those of its network.
+func (r Runner) ObjectsOf(m modes.Mode, n modes.Network, e modes.Endpoint) []core.Object {
+	if m.Traits(n).Cluster != nil && r.Fabric == nil { // without the cluster it is unknown what it needs
+		return nil
+	}
+	objects, _ := m.Place(n, e)
 	return objects
 }
 

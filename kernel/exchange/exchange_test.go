@@ -1,20 +1,17 @@
-package nft
+package exchange_test
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
-	"netyard/kernel/core"
-	"netyard/kernel/nft/nfttest"
-	"netyard/kernel/rule"
+	"netyard/kernel/exchange"
+	"netyard/kernel/exchange/exchangetest"
 )
 
 // A fakeKernel answers transactions. Each of its sockets has a receive buffer of its own, as the kernel's have.
@@ -35,20 +32,20 @@ type fakePeer struct {
 	closed bool
 }
 
-func (k *fakeKernel) dial() (Socket, error) {
+func (k *fakeKernel) dial() (exchange.Socket, error) {
 	k.opened++
 	return &fakePeer{k: k, number: k.opened}, nil
 }
 
-func (p *fakePeer) port() uint32 { return uint32(p.number) } //nolint:gosec // a handful
+func (p *fakePeer) Port() uint32 { return uint32(p.number) } //nolint:gosec // a handful
 
-func (p *fakePeer) close() error { p.closed = true; return nil }
+func (p *fakePeer) Close() error { p.closed = true; return nil }
 
 func (p *fakePeer) Send(raw []byte) error {
 	if p.closed {
 		p.k.t.Error("a transaction was sent by a closed socket")
 	}
-	seqs := nfttest.SeqsOf(raw)
+	seqs := exchangetest.SeqsOf(raw)
 	if p.k.deal == nil {
 		p.k.done++
 		p.buffer = append(p.buffer, acks(seqs[1:len(seqs)-1], 0)...)
@@ -64,7 +61,7 @@ func (p *fakePeer) Receive() ([]byte, error) {
 		return nil, unix.ENOBUFS
 	}
 	if len(p.buffer) == 0 {
-		return nil, errNothing
+		return nil, exchange.ErrNothing
 	}
 	raw := p.buffer[0]
 	p.buffer = p.buffer[1:]
@@ -73,31 +70,26 @@ func (p *fakePeer) Receive() ([]byte, error) {
 
 func acks(seqs []uint32, code unix.Errno) (all [][]byte) {
 	for _, s := range seqs {
-		all = append(all, nfttest.Ack(s, code))
+		all = append(all, exchangetest.Ack(s, code))
 	}
 	return all
 }
 
-func silent(t *testing.T) *slog.Logger {
-	t.Helper()
-	return slog.New(slog.DiscardHandler)
-}
-
 // send sends a transaction of n messages.
-func send(t *testing.T, w *writer, n int) error {
+func send(t *testing.T, w *exchange.Writer, n int) error {
 	t.Helper()
-	tx := newTransaction()
+	tx := exchange.NewTransaction()
 	for range n {
 		tx.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "x"})
 	}
-	msgs, err := tx.all()
+	msgs, err := tx.All()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(msgs) != n {
 		t.Fatalf("a transaction of %d messages has %d", n, len(msgs))
 	}
-	return w.exchange("test", msgs)
+	return w.Send("test", msgs)
 }
 
 // TestExchange: in whatever way the answers arrive, a refused transaction never counts as done, one whose outcome is
@@ -125,54 +117,55 @@ func TestExchange(t *testing.T) {
 			return append(acks(s[50:len(s)-1], 0), acks(s[1:50], 0)...)
 		}, false, nil},
 		{"answers of another exchange between", func(s []uint32) [][]byte {
-			return append([][]byte{nfttest.Ack(s[0]-7, unix.EEXIST), nfttest.Ack(s[0]-6, 0)}, acks(middle(s), 0)...)
+			others := [][]byte{exchangetest.Ack(s[0]-7, unix.EEXIST), exchangetest.Ack(s[0]-6, 0)}
+			return append(others, acks(middle(s), 0)...)
 		}, false, nil},
 		{"one refused", func(s []uint32) [][]byte {
 			all := acks(middle(s), 0)
-			all[42] = nfttest.Ack(s[43], unix.EEXIST)
+			all[42] = exchangetest.Ack(s[43], unix.EEXIST)
 			return all
 		}, false, unix.EEXIST},
 		{"the last refused", func(s []uint32) [][]byte {
-			return append(acks(s[1:len(s)-2], 0), nfttest.Ack(s[len(s)-2], unix.ENOENT))
+			return append(acks(s[1:len(s)-2], 0), exchangetest.Ack(s[len(s)-2], unix.ENOENT))
 		}, false, unix.ENOENT},
 		{"all refused", func(s []uint32) [][]byte { return acks(middle(s), unix.ENOENT) }, false, unix.ENOENT},
 		{"the sender lacks the permission", func(s []uint32) [][]byte {
-			return [][]byte{nfttest.Ack(s[0], unix.EPERM)}
+			return [][]byte{exchangetest.Ack(s[0], unix.EPERM)}
 		}, false, unix.EPERM},
 		// The commit fails: the first message is refused, and then every message is acknowledged (nfnetlink_rcv_batch).
 		{"the commit refused", func(s []uint32) [][]byte {
-			return append([][]byte{nfttest.Ack(s[0], unix.ENOMEM)}, acks(middle(s), 0)...)
+			return append([][]byte{exchangetest.Ack(s[0], unix.ENOMEM)}, acks(middle(s), 0)...)
 		}, false, unix.ENOMEM},
 		{"one acknowledgement missing", func(s []uint32) [][]byte {
 			return acks(s[1:len(s)-2], 0)
-		}, false, errOutcomeUnknown},
-		{"no answer", func([]uint32) [][]byte { return nil }, false, errOutcomeUnknown},
+		}, false, exchange.ErrUnknown},
+		{"no answer", func([]uint32) [][]byte { return nil }, false, exchange.ErrUnknown},
 		{"only answers to another exchange", func(s []uint32) [][]byte {
-			return [][]byte{nfttest.Ack(s[0]-3, 0), nfttest.Ack(s[0]-2, 0)}
-		}, false, errOutcomeUnknown},
+			return [][]byte{exchangetest.Ack(s[0]-3, 0), exchangetest.Ack(s[0]-2, 0)}
+		}, false, exchange.ErrUnknown},
 		{"an overrun, and some acknowledgements", func(s []uint32) [][]byte {
 			return acks(s[20:len(s)-1], 0)
-		}, true, errOutcomeUnknown},
+		}, true, exchange.ErrUnknown},
 		// The lost answer may be one to the first message, which would tell that the commit failed.
 		{"an overrun, and all acknowledgements", func(s []uint32) [][]byte {
 			return acks(middle(s), 0)
-		}, true, errOutcomeUnknown},
+		}, true, exchange.ErrUnknown},
 		{"an overrun, and a refusal", func(s []uint32) [][]byte {
-			return [][]byte{nfttest.Ack(s[9], unix.EEXIST)}
+			return [][]byte{exchangetest.Ack(s[9], unix.EEXIST)}
 		}, true, unix.EEXIST},
 		{"half a message", func(s []uint32) [][]byte {
-			return append(acks(s[1:len(s)-2], 0), nfttest.Ack(s[len(s)-2], 0)[:18])
-		}, false, errOutcomeUnknown},
+			return append(acks(s[1:len(s)-2], 0), exchangetest.Ack(s[len(s)-2], 0)[:18])
+		}, false, exchange.ErrUnknown},
 		{"a message of the wrong length", func(s []uint32) [][]byte {
-			bad := nfttest.Ack(s[1], 0)
+			bad := exchangetest.Ack(s[1], 0)
 			binary.NativeEndian.PutUint32(bad, 400)
 			return append([][]byte{bad}, acks(middle(s), 0)...)
-		}, false, errOutcomeUnknown},
+		}, false, exchange.ErrUnknown},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			k := &fakeKernel{t: t, deal: c.deal, overrun: c.overrun}
-			w := &writer{dial: k.dial, log: silent(t)}
+			w := &exchange.Writer{Dial: k.dial, Log: slog.New(slog.DiscardHandler)}
 			err := send(t, w, n)
 			if !errors.Is(err, c.want) || c.want == nil && err != nil {
 				t.Errorf("the exchange ended with %v, want %v", err, c.want)
@@ -180,7 +173,7 @@ func TestExchange(t *testing.T) {
 			if err != nil && strings.Count(err.Error(), "\n") > 0 {
 				t.Errorf("the error has several lines: %v", err)
 			}
-			if unknown := errors.Is(c.want, errOutcomeUnknown); unknown != (w.P == nil) || unknown != w.orphaned {
+			if unknown := errors.Is(c.want, exchange.ErrUnknown); unknown != (w.P == nil) || unknown != w.Orphaned {
 				t.Errorf("the socket was closed: %v, want %v", w.P == nil, unknown)
 			}
 
@@ -200,7 +193,7 @@ func TestExchange(t *testing.T) {
 func TestLateAnswers(t *testing.T) {
 	t.Parallel()
 	k := &fakeKernel{t: t}
-	w := &writer{dial: k.dial, log: silent(t)}
+	w := &exchange.Writer{Dial: k.dial, Log: slog.New(slog.DiscardHandler)}
 	var late [][]byte
 	k.deal = func(s []uint32) [][]byte {
 		late = append(late, acks(s[1:len(s)-1], 0)...)
@@ -215,106 +208,5 @@ func TestLateAnswers(t *testing.T) {
 			t.Fatal("the socket was closed")
 		}
 		p.buffer = append(p.buffer, late...) // they acknowledge every message
-	}
-}
-
-// TestUnsentMessages: messages of a transaction that was not sent are not sent with the next one.
-func TestUnsentMessages(t *testing.T) {
-	t.Parallel()
-	k := &fakeKernel{t: t}
-	f := &Firewall{log: silent(t), poke: func() {}, out: &writer{dial: k.dial, log: silent(t)}}
-	sent := 0
-	k.deal = func(s []uint32) [][]byte {
-		sent = len(s) - 2
-		return acks(s[1:len(s)-1], 0)
-	}
-	failed := errors.New("it cannot be encoded")
-	err := f.RunNow(func() error {
-		f.tx.FlushTable(rule.Tables()[0]) // as Load begins
-		return failed
-	})
-	if !errors.Is(err, failed) {
-		t.Fatal(err)
-	}
-	err = f.RunNow(func() error {
-		f.tx.AddTable(rule.Tables()[0])
-		return f.Flush("add one")
-	})
-	if err != nil || sent != 1 {
-		t.Errorf("a transaction of one message had %d: %v", sent, err)
-	}
-}
-
-// TestTurns: turns are granted one after the other, in the order of the requests; a place given up is skipped.
-func TestTurns(t *testing.T) {
-	t.Parallel()
-	var q turns
-	first := q.queue()
-	<-first
-	second, third, fourth := q.queue(), q.queue(), q.queue()
-	q.leave(third)
-	q.next()
-	<-second
-	select {
-	case <-fourth:
-		t.Fatal("two turns are granted at once")
-	default:
-	}
-	q.next()
-	<-fourth
-	q.leave(fourth) // its turn has come meanwhile: leave ends it
-	<-q.queue()
-}
-
-// TestBusy: a caller that cannot wait for the end of a change gets ErrBusy; if the change is made later, it is undone
-// before any other turn. RunLater's changes are made in any case, in their order.
-func TestBusy(t *testing.T) {
-	t.Parallel()
-	f := &Firewall{log: silent(t), poke: func() {}, out: &writer{log: silent(t)}}
-	var mu sync.Mutex
-	var did []string
-	note := func(what string) func() error {
-		return func() error {
-			mu.Lock()
-			defer mu.Unlock()
-			did = append(did, what)
-			return nil
-		}
-	}
-	release, started := make(chan struct{}), make(chan struct{})
-	ctx, cancel := context.WithCancel(t.Context())
-	bounded, stop := context.WithTimeout(ctx, core.NetlinkTimeout*100)
-	defer stop()
-	hangs := make(chan error, 1)
-	go func() {
-		hangs <- f.Run(bounded, Turn{Act: "add one", Do: func() error {
-			close(started)
-			<-release
-			return note("add one")()
-		}, Undo: note("undo one")})
-	}()
-	<-started
-	waits := make(chan error, 1)
-	go func() {
-		waits <- f.Run(bounded, Turn{Act: "add two", Do: note("add two"), Undo: note("undo two")})
-	}()
-	cancel()
-	for _, ended := range []chan error{hangs, waits} {
-		err := <-ended
-		if !errors.Is(err, ErrBusy) || !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "\n") {
-			t.Errorf("a caller that could not wait got %v", err)
-		}
-	}
-	if err := f.RunLater(Turn{Act: "remove three", Do: note("remove three")}); err != nil {
-		t.Errorf("RunLater returned %v", err)
-	}
-	close(release)
-	if err := f.RunNow(note("add four")); err != nil {
-		t.Error(err)
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	if got, want := strings.Join(did, ", "), "add one, undo one, remove three, add four"; got != want {
-		t.Errorf("changes made: %s; want %s", got, want)
 	}
 }

@@ -1,6 +1,6 @@
-// Package nfttest reads the messages of nftables transactions and writes answers, for tests that stand in for the
+// Package exchangetest reads the messages of nftables transactions and writes answers, for tests that stand in for the
 // kernel.
-package nfttest
+package exchangetest
 
 import (
 	"encoding/binary"

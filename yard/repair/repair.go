@@ -1,4 +1,5 @@
-package reconcile
+// Package repair makes the kernel match the records while the daemon runs: another program may have changed it.
+package repair
 
 import (
 	"context"
@@ -14,48 +15,64 @@ import (
 )
 
 const (
-	// settleTime is how long Repair waits after a change for further changes that belong to it.
+	// settleTime is how long Run waits after a change for further changes that belong to it.
 	settleTime = 50 * time.Millisecond
 	// pause is the least time between two checks: containers that start and stop make many changes.
 	pause = 200 * time.Millisecond
-	// checkInterval is how often Repair checks without a notification: changes of sysctls send none.
-	checkInterval = time.Minute
+	// sweepInterval is the least time between two checks of everything: changes of sysctls send no notification.
+	sweepInterval = time.Minute
+	// share is how many times as long as a sweep took Run waits until the next one: so it has at most a five
+	// hundredth of a processor, however much there is to check. Where notifications were lost, or one may have affected everything, it is urgentShare.
+	share, urgentShare = 500, 10
 	// repairTime bounds the repair of one network: requests about the network wait for that long at most.
 	repairTime = 5 * time.Second
 )
 
-// Repair repairs links, addresses and sysctls of networks and endpoints that another program has changed, until ctx
-// ends. The kernel package has a watcher of its own for the firewall.
-func Repair(ctx context.Context, y *yard.Yard) error {
+// Run repairs links, addresses and sysctls of networks and endpoints that another program has changed, until ctx ends:
+// what a notification is about soon, everything else by a slow sweep. The kernel package has a watcher of its own for
+// the firewall.
+func Run(ctx context.Context, y *yard.Yard) error {
 	changes, err := y.Config.Kernel.Changes(ctx)
 	if err != nil {
 		return err
 	}
-	tick := time.NewTicker(checkInterval)
-	defer tick.Stop()
+	sweep := time.NewTimer(sweepInterval)
+	defer sweep.Stop()
 	for {
-		wait := settleTime
+		var due bool
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-changes:
-		case <-tick.C:
-			wait = 0
+		case <-changes.Signal:
+			if !wake.Sleep(ctx, settleTime) {
+				return nil
+			}
+		case <-sweep.C:
+			due = true
 		}
-		if !wake.Sleep(ctx, wait) {
-			return nil
+		links, all := changes.Take()
+		wait, start := pause, time.Now()
+		if due || all {
+			err = All(ctx, y)
+			took := time.Since(start)
+			sweep.Reset(max(sweepInterval, share*took))
+			if all {
+				wait = max(wait, urgentShare*took)
+			}
+		} else {
+			err = Named(ctx, y, links...)
 		}
-		if err := RepairOnce(ctx, y); err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			y.Config.Log.Error("repair failed", "err", err)
 		}
-		if !wake.Sleep(ctx, pause) {
+		if !wake.Sleep(ctx, wait) {
 			return nil
 		}
 	}
 }
 
-// RepairOnce checks all networks, and repairs those with drift.
-func RepairOnce(ctx context.Context, y *yard.Yard) error {
+// All checks all networks, and repairs those with drift.
+func All(ctx context.Context, y *yard.Yard) error {
 	w, err := enforce.AllWanted(y.Book)
 	if err != nil {
 		return err
@@ -101,15 +118,15 @@ func repairNetwork(ctx context.Context, y *yard.Yard, id string) error {
 	}
 	const passes = 3 // a bridge, then its ports, then what belongs to those
 	for range passes {
-		if some, err := RepairObjects(ctx, y, n, objects); !some || err != nil {
+		if some, err := Objects(ctx, y, n, objects); !some || err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// RepairObjects repairs those of the objects that have drifted. some: there were any.
-func RepairObjects(ctx context.Context, y *yard.Yard, n modes.Network, objects []core.Object) (some bool, err error) {
+// Objects repairs those of the objects that have drifted. some: there were any.
+func Objects(ctx context.Context, y *yard.Yard, n modes.Network, objects []core.Object) (some bool, err error) {
 	snap, err := y.Config.Kernel.LinkSnapshot()
 	if err != nil {
 		return false, err

@@ -1,4 +1,5 @@
-package nft
+// Package exchange sends nftables transactions to the kernel, and finds out what became of each.
+package exchange
 
 import (
 	"encoding/binary"
@@ -19,69 +20,83 @@ import (
 // The kernel runs an nftables transaction inside the system call that sends it, and has queued the answer to every
 // message when that call returns (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c). The call waits for transactions of
 // other programs, however long those take. So an exchange has no deadline: it sends, reads the answers that are there,
-// and matches each with its request by sequence number. Callers wait with a deadline of their own (turns).
+// and matches each with its request by sequence number. Callers wait with a deadline of their own (nft.Firewall.Run).
 
-// errOutcomeUnknown means that an answer was lost: the kernel may have made the transaction or not.
-var errOutcomeUnknown = errors.New("the kernel's answer was lost")
+// ErrUnknown means that an answer was lost: the kernel may have made the transaction or not.
+var ErrUnknown = errors.New("the kernel's answer was lost")
 
-// errNothing means that a socket has nothing to read.
-var errNothing = errors.New("nothing to read")
+// ErrNothing means that a socket has nothing to read.
+var ErrNothing = errors.New("nothing to read")
+
+// Buffer is the size of a socket's buffers, in bytes: enough for a batch that loads the ruleset with tens of
+// thousands of elements.
+const Buffer = 8 << 20
 
 // A Socket is the socket to the kernel, or what stands in for it in tests.
 type Socket interface {
 	// Send returns when the kernel has processed a transaction. After an error the kernel has not seen it.
 	Send(raw []byte) error
-	// Receive reads one answer without waiting. It returns errNothing if there is none.
+	// Receive reads one answer without waiting. It returns ErrNothing if there is none.
 	Receive() ([]byte, error)
-	// port returns the socket's netlink port ID (netlink(7), nl_pid).
-	port() uint32
-	close() error
+	// Port returns the socket's netlink port ID (netlink(7), nl_pid).
+	Port() uint32
+	Close() error
 }
 
-// A writer sends transactions to the kernel, one after the other.
-type writer struct {
-	dial func() (Socket, error)
-	P    Socket // nil: to be opened
-	seq  uint32
+// A Writer sends transactions to the kernel, one after the other.
+type Writer struct {
+	// Dial opens a socket, P is the open one; nil: to be opened.
+	Dial func() (Socket, error)
+	P    Socket
+	// Orphaned: the tables belong to a socket that is closed. Whoever takes ownership again resets it.
+	Orphaned bool
+	Log      *slog.Logger
+
+	seq uint32
 	// own is the port ID of the current socket, by which the watcher knows netyard's own changes.
 	own atomic.Uint32
 	// since is when the current exchange began, in nanoseconds; 0: there is none.
 	since atomic.Int64
-	// orphaned: the tables belong to a socket that is closed.
-	orphaned bool
-	log      *slog.Logger
 }
 
+// To returns a writer to the kernel of a namespace. It opens its socket when it first needs it.
+func To(ns int, log *slog.Logger) *Writer {
+	return &Writer{Log: log, Dial: func() (Socket, error) { return dial(ns) }}
+}
+
+// Port returns the netlink port ID of the current socket (netlink(7), nl_pid).
+func (t *Writer) Port() uint32 { return t.own.Load() }
+
 // Open opens the socket unless it is open.
-func (t *writer) Open() error {
+func (t *Writer) Open() error {
 	if t.P != nil {
 		return nil
 	}
-	p, err := t.dial()
+	p, err := t.Dial()
 	if err != nil {
 		return err
 	}
 	t.P = p
-	t.own.Store(p.port())
+	t.own.Store(p.Port())
 	return nil
 }
 
-// drop closes a socket that cannot be trusted any more, with the answers left in it.
-func (t *writer) drop() error {
+// Drop closes a socket that cannot be trusted any more, with the answers left in it.
+func (t *Writer) Drop() error {
 	if t.P == nil {
 		return nil
 	}
-	err := t.P.close()
-	t.P, t.orphaned = nil, true
+	err := t.P.Close()
+	t.P, t.Orphaned = nil, true
 	return err
 }
 
-// slowExchange is how long an exchange takes before it is logged.
-const slowExchange = time.Second
+// Slow is how long an exchange takes before it is logged.
+const Slow = time.Second
 
-// exchange sends one transaction. It returns nil if the kernel made it, errOutcomeUnknown if that is not known (it has
+// Send sends one transaction. It returns nil if the kernel made it, ErrUnknown if that is not known (it has
 // closed the socket then), and any other error if the kernel did not make it.
-func (t *writer) exchange(act string, msgs []netlink.Message) error {
+func (t *Writer) Send(act string, msgs []netlink.Message) error {
 	if err := t.Open(); err != nil {
 		return err
 	}
@@ -89,22 +104,22 @@ func (t *writer) exchange(act string, msgs []netlink.Message) error {
 	raw, wants := t.number(msgs)
 	start := time.Now()
 	t.since.Store(start.UnixNano())
-	warning := time.AfterFunc(slowExchange, func() {
-		t.log.Warn("nftables transaction slow; another program probably holds the lock", "act", act)
+	warning := time.AfterFunc(Slow, func() {
+		t.Log.Warn("nftables transaction slow; another program probably holds the lock", "act", act)
 	})
 	defer func() {
 		t.since.Store(0)
 		if !warning.Stop() {
 			took := time.Since(start).Round(time.Millisecond)
-			t.log.Info("slow nftables transaction ended", "act", act, "took", took)
+			t.Log.Info("slow nftables transaction ended", "act", act, "took", took)
 		}
 	}()
 	if err := t.P.Send(raw); err != nil {
 		return fmt.Errorf("send transaction: %w", err)
 	}
 	err := t.readAnswers(wants)
-	if errors.Is(err, errOutcomeUnknown) {
-		err = errors.Join(err, t.drop())
+	if errors.Is(err, ErrUnknown) {
+		err = errors.Join(err, t.Drop())
 	}
 	return err
 }
@@ -124,7 +139,7 @@ func framed(msgs []netlink.Message) []netlink.Message {
 
 // number encodes the messages, each with a sequence number of its own, and returns which of them the kernel has to
 // acknowledge.
-func (t *writer) number(msgs []netlink.Message) (raw []byte, wants map[uint32]bool) {
+func (t *Writer) number(msgs []netlink.Message) (raw []byte, wants map[uint32]bool) {
 	wants = map[uint32]bool{}
 	for _, m := range msgs {
 		t.seq++
@@ -150,7 +165,7 @@ func (t *writer) number(msgs []netlink.Message) (raw []byte, wants map[uint32]bo
 // readAnswers reads all answers that are there, and returns the outcome of the transaction. If the kernel refused one
 // message, it did nothing of the transaction. The transaction is done if every message that wants an acknowledgement
 // has it, and no answer was lost: the answer to the first message would tell that the commit failed.
-func (t *writer) readAnswers(wants map[uint32]bool) error {
+func (t *Writer) readAnswers(wants map[uint32]bool) error {
 	var refused error
 	lost, open := false, 0
 	for _, want := range wants {
@@ -160,7 +175,7 @@ func (t *writer) readAnswers(wants map[uint32]bool) error {
 	}
 	for {
 		raw, err := t.P.Receive()
-		if errors.Is(err, errNothing) {
+		if errors.Is(err, ErrNothing) {
 			break
 		}
 		if errors.Is(err, unix.ENOBUFS) { // more answers than the socket's buffer holds; the others can be read
@@ -168,7 +183,7 @@ func (t *writer) readAnswers(wants map[uint32]bool) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("%w: %w", errOutcomeUnknown, err)
+			return fmt.Errorf("%w: %w", ErrUnknown, err)
 		}
 		answers, err := syscall.ParseNetlinkMessage(raw)
 		lost = lost || err != nil
@@ -195,7 +210,7 @@ func (t *writer) readAnswers(wants map[uint32]bool) error {
 	case refused != nil:
 		return refused
 	case lost || open > 0:
-		return errOutcomeUnknown
+		return ErrUnknown
 	}
 	return nil
 }
@@ -209,11 +224,12 @@ type Transaction struct {
 
 var errQuery = errors.New("a transaction cannot query the kernel")
 
-func newTransaction() *Transaction { return new(Transaction).empty() }
+// NewTransaction returns an empty transaction.
+func NewTransaction() *Transaction { return new(Transaction).Empty() }
 
-// empty removes all messages, and returns the transaction. google/nftables encodes them and does not expose them: it
+// Empty removes all messages, and returns the transaction. google/nftables encodes them and does not expose them: it
 // gets a fake socket that stores them.
-func (t *Transaction) empty() *Transaction {
+func (t *Transaction) Empty() *Transaction {
 	t.msgs = nil
 	t.Conn = &nftables.Conn{TestDial: func(msgs []netlink.Message) ([]netlink.Message, error) {
 		if len(msgs) < 2 || msgs[0].Header.Type != unix.NFNL_MSG_BATCH_BEGIN {
@@ -225,22 +241,22 @@ func (t *Transaction) empty() *Transaction {
 	return t
 }
 
-// add appends a message that google/nftables cannot encode.
-func (t *Transaction) add(m netlink.Message) error {
-	_, err := t.all()
+// Add appends a message that google/nftables cannot encode.
+func (t *Transaction) Add(m netlink.Message) error {
+	_, err := t.All()
 	t.msgs = append(t.msgs, m)
 	return err
 }
 
-// all returns the messages so far.
-func (t *Transaction) all() ([]netlink.Message, error) {
+// All returns the messages so far.
+func (t *Transaction) All() ([]netlink.Message, error) {
 	if err := t.Flush(); err != nil {
 		return nil, fmt.Errorf("encode transaction: %w", err)
 	}
 	return t.msgs, nil
 }
 
-// A netfilterSocket is the Peer that talks to the kernel.
+// A netfilterSocket is the Socket that talks to the kernel.
 type netfilterSocket struct {
 	conn *netlink.Conn
 	raw  syscall.RawConn
@@ -248,13 +264,13 @@ type netfilterSocket struct {
 	buf  []byte
 }
 
-func dialNetfilter(ns int) (Socket, error) {
+func dial(ns int) (Socket, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: ns})
 	if err != nil {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
 	s := &netfilterSocket{conn: c, buf: make([]byte, os.Getpagesize())}
-	err = errors.Join(c.SetReadBuffer(NetfilterBuffer), c.SetWriteBuffer(NetfilterBuffer))
+	err = errors.Join(c.SetReadBuffer(Buffer), c.SetWriteBuffer(Buffer))
 	if err == nil {
 		s.raw, err = c.SyscallConn()
 	}
@@ -280,9 +296,11 @@ func (s *netfilterSocket) readPort() (err error) {
 	return errors.Join(ctl, err)
 }
 
-func (s *netfilterSocket) port() uint32 { return s.pid }
+// Port returns the socket's netlink port ID.
+func (s *netfilterSocket) Port() uint32 { return s.pid }
 
-func (s *netfilterSocket) close() error { return s.conn.Close() }
+// Close closes the socket.
+func (s *netfilterSocket) Close() error { return s.conn.Close() }
 
 // Send sends a transaction.
 func (s *netfilterSocket) Send(raw []byte) (err error) {
@@ -316,7 +334,25 @@ func (s *netfilterSocket) Receive() (raw []byte, err error) {
 	case ctl != nil:
 		return nil, ctl
 	case errors.Is(err, unix.EAGAIN):
-		return nil, errNothing
+		return nil, ErrNothing
 	}
 	return raw, err
+}
+
+// Took returns how long the current exchange has taken so far; 0 if there is none.
+func (t *Writer) Took() time.Duration {
+	since := t.since.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, since))
+}
+
+// ForHowLong says it in words, for an error. An exchange that takes long waits for another program's change.
+func (t *Writer) ForHowLong() string {
+	took := t.Took()
+	if took < Slow/4 {
+		return ""
+	}
+	return fmt.Sprintf(" with another program's change (for %s now)", took.Round(100*time.Millisecond))
 }
