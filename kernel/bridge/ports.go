@@ -72,26 +72,9 @@ func readPorts(k *core.Handle) (f portFacts, err error) {
 		}
 		f.entries[n.LinkIndex][core.MACOf(n.HardwareAddr)] = true
 	}
-	answers, err := core.Retry(func() (msgs [][]byte, err error) {
-		err = k.Inside(func() error {
-			req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
-			req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
-			msgs, err = req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-			return err
-		})
-		return msgs, err
-	})
-	if err != nil {
-		return f, fmt.Errorf("list ports of bridges: %w", err)
-	}
-	for _, m := range answers {
-		link, err := netlink.LinkDeserialize(&unix.NlMsghdr{Type: unix.RTM_NEWLINK}, m)
-		if err != nil {
-			return f, fmt.Errorf("read a port of a bridge: %w", err)
-		}
+	return f, k.ListPorts(func(link netlink.Link) {
 		if p := link.Attrs().Protinfo; p != nil {
 			f.flags[link.Attrs().Index] = *p
 		}
-	}
-	return f, nil
+	})
 }

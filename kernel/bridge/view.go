@@ -55,7 +55,8 @@ func (v Veth) Plugged(k *core.Handle) (bool, error) {
 	return inner == nil, err
 }
 
-// queues are the qdiscs of each link, and for redirected links of netyard's the index of the target.
+// queues are the token buckets and the ingress qdiscs of each link, and for redirected links of netyard's the index of
+// the target.
 type queues struct {
 	qdiscs    map[int][]netlink.Qdisc
 	redirects map[int]int
@@ -79,8 +80,10 @@ func readQueues(v *core.View) (queues, error) {
 		return all, fmt.Errorf("list qdiscs: %w", err)
 	}
 	for _, q := range qdiscs {
-		i := q.Attrs().LinkIndex
-		all.qdiscs[i] = append(all.qdiscs[i], q)
+		_, ours := q.(*netlink.Tbf)
+		if i := q.Attrs().LinkIndex; ours || q.Attrs().Parent == netlink.HANDLE_INGRESS {
+			all.qdiscs[i] = append(all.qdiscs[i], q)
+		}
 	}
 	for _, l := range v.Links {
 		i := l.Attrs().Index

@@ -29,9 +29,9 @@ func NewView(h *Handle, firewall bool) (*View, error) {
 		Links: map[string]netlink.Link{}, Addrs: map[int][]netlink.Addr{}, Routes: map[int][]netlink.Route{},
 		dumps: map[reflect.Type]any{},
 	}
-	links, err := Retry(h.NL.LinkList)
+	links, err := h.ListLinks()
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, err
 	}
 	for _, l := range links {
 		v.Links[l.Attrs().Name] = l
