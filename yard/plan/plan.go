@@ -111,15 +111,23 @@ func (r Runner) Detach(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 func (r Runner) Objects(m modes.Mode, n modes.Network, es ...modes.Endpoint) []core.Object {
 	objects := m.Objects(n)
 	if c := m.Traits(n).Cluster; c != nil {
-		if r.Fabric == nil { // without the cluster it is unknown what the endpoints need
+		if r.Fabric == nil {
 			return objects
 		}
 		objects = append(objects, r.Fabric.Objects(*c)...)
 	}
 	for _, e := range es {
-		more, _ := m.Place(n, e)
-		objects = append(objects, more...)
+		objects = append(objects, r.Placed(m, n, e)...)
 	}
+	return objects
+}
+
+// Placed returns the objects that an endpoint wants in the kernel besides those of its network.
+func (r Runner) Placed(m modes.Mode, n modes.Network, e modes.Endpoint) []core.Object {
+	if r.Fabric == nil && m.Traits(n).Cluster != nil { // without the cluster it is unknown what the endpoints need
+		return nil
+	}
+	objects, _ := m.Place(n, e)
 	return objects
 }
 
