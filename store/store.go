@@ -308,6 +308,24 @@ func (s *Store) View(fn func(Tx) error) error {
 	return s.db.View(func(tx *bbolt.Tx) error { return fn(Tx{tx: tx, read: s.read, pending: newer}) })
 }
 
+// A Revision identifies the records as they are at one moment: when it is the same again, none has changed meanwhile.
+type Revision struct {
+	written int
+	pending uint64
+}
+
+// Revision returns the revision of the records.
+func (s *Store) Revision() (r Revision) {
+	s.journal.mu.Lock()
+	r.pending = s.journal.last
+	s.journal.mu.Unlock()
+	_ = s.db.View(func(tx *bbolt.Tx) error { // it fails only when the database is closed
+		r.written = tx.ID()
+		return nil
+	})
+	return r
+}
+
 // Close flushes pending writes and closes the files.
 func (s *Store) Close() error {
 	return errors.Join(s.journal.close(s), s.db.Close())

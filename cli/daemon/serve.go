@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -217,6 +218,7 @@ func restore(ctx context.Context, y *yard.Yard, st *store.Store, log *slog.Logge
 	if err := reconcile.Restore(ctx, y, keep); err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
+	debug.FreeOSMemory() // what was compared took several times what the daemon needs from now on
 	log.Info("host restored from records", "took", time.Since(start))
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -35,7 +36,8 @@ const (
 	LAN rule.SetName = "lan"
 )
 
-func guardSets() []rule.Set {
+// guardSets returns the sets of the guard. Nobody changes them: each element is written with their help.
+var guardSets = sync.OnceValue(func() []rule.Set {
 	port := nftables.TypeIFName
 	return []rule.Set{
 		{Name: MACs, Type: nftables.MustConcatSetType(port, nftables.TypeEtherAddr), Concat: true, Bridge: true},
@@ -52,7 +54,7 @@ func guardSets() []rule.Set {
 		{Name: Unguarded, Type: port, Bridge: true},
 		{Name: LAN, Type: port, Bridge: true},
 	}
-}
+})
 
 // A PortGuard is what a bridge port may send.
 type PortGuard struct {

@@ -65,28 +65,11 @@ func readPorts(k *core.Handle) (f portFacts, err error) {
 	for _, n := range list {
 		f.add(n)
 	}
-	answers, err := core.Retry(func() (msgs [][]byte, err error) {
-		err = k.Inside(func() error {
-			req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
-			req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
-			msgs, err = req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-			return err
-		})
-		return msgs, err
-	})
-	if err != nil {
-		return f, fmt.Errorf("list ports of bridges: %w", err)
-	}
-	for _, m := range answers {
-		link, err := netlink.LinkDeserialize(&unix.NlMsghdr{Type: unix.RTM_NEWLINK}, m)
-		if err != nil {
-			return f, fmt.Errorf("read a port of a bridge: %w", err)
-		}
+	return f, k.ListPorts(func(link netlink.Link) {
 		if p := link.Attrs().Protinfo; p != nil {
 			f.flags[link.Attrs().Index] = *p
 		}
-	}
-	return f, nil
+	})
 }
 
 // add adds a forwarding entry, if it is one of a StaticPort.

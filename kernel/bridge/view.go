@@ -55,7 +55,8 @@ func (v Veth) Plugged(k *core.Handle) (bool, error) {
 	return inner == nil, err
 }
 
-// queues are the qdiscs of each link, and for redirected links of netyard's the index of the target.
+// queues are the token buckets and the ingress qdiscs of each link, and for redirected links of netyard's the index of
+// the target.
 type queues struct {
 	qdiscs    map[int][]netlink.Qdisc
 	redirects map[int]int
@@ -91,7 +92,7 @@ func readQueues(v *core.View) (queues, error) {
 	return all, nil
 }
 
-// listQdiscs lists the qdiscs of all links, by the index of the link.
+// listQdiscs lists the token buckets and the ingress qdiscs of all links, by the index of the link.
 func listQdiscs(v *core.View) (map[int][]netlink.Qdisc, error) {
 	qdiscs, err := core.Retry(func() ([]netlink.Qdisc, error) { return v.Handle.NL.QdiscList(nil) })
 	if err != nil {
@@ -99,8 +100,10 @@ func listQdiscs(v *core.View) (map[int][]netlink.Qdisc, error) {
 	}
 	all := map[int][]netlink.Qdisc{}
 	for _, q := range qdiscs {
-		i := q.Attrs().LinkIndex
-		all[i] = append(all[i], q)
+		_, bucket := q.(*netlink.Tbf)
+		if i := q.Attrs().LinkIndex; bucket || q.Attrs().Parent == netlink.HANDLE_INGRESS {
+			all[i] = append(all[i], q)
+		}
 	}
 	v.Note(len(qdiscs), nil)
 	return all, nil

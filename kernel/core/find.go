@@ -16,9 +16,9 @@ import (
 
 // Has returns the set of netyard's aliases that links of networks and endpoints carry. Shaper links (ifb) do not count.
 func (k *Handle) Has() (map[string]bool, error) {
-	links, err := Retry(k.NL.LinkList)
+	links, err := k.ListLinks()
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, err
 	}
 	has := map[string]bool{}
 	for _, l := range links {
@@ -173,9 +173,9 @@ func (k *Handle) HasKind(kind string) bool {
 
 // Links returns the names of all links, sorted.
 func (k *Handle) Links() ([]string, error) {
-	links, err := Retry(k.NL.LinkList)
+	links, err := k.ListLinks()
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, err
 	}
 	var names []string
 	for _, l := range links {

@@ -58,8 +58,8 @@ func (v *View) Links() map[string]netlink.Link {
 	if v.all || v.Handle == nil {
 		return v.links
 	}
-	links, err := Retry(v.Handle.NL.LinkList)
-	v.Note(len(links), wrap("list links", err))
+	links, err := v.Handle.ListLinks()
+	v.Note(len(links), err)
 	v.links, v.all = map[string]netlink.Link{}, true
 	for _, l := range links {
 		v.links[l.Attrs().Name] = l

@@ -86,9 +86,9 @@ func isNamed(k *core.Handle, name string) bool {
 
 // Sync updates the sets of other programs' links from the links of the host.
 func Sync(ctx context.Context, k *core.Handle) error {
-	links, err := core.Retry(k.NL.LinkList)
+	links, err := k.ListLinks()
 	if err != nil {
-		return fmt.Errorf("list links: %w", err)
+		return err
 	}
 	h := &host{k: k, ports: map[int][]netlink.Link{}}
 	for _, l := range links {

@@ -8,12 +8,15 @@ import (
 // JoinedOf returns the endpoints that have joined a sandbox.
 func JoinedOf(es []modes.Endpoint) (in []modes.Endpoint) {
 	for _, e := range es {
-		if e.Phase == modes.Ready && e.Sandbox != "" {
+		if Joined(e) {
 			in = append(in, e)
 		}
 	}
 	return in
 }
+
+// Joined reports whether an endpoint has joined a sandbox.
+func Joined(e modes.Endpoint) bool { return e.Phase == modes.Ready && e.Sandbox != "" }
 
 // Dead reports whether an endpoint's sandbox certainly no longer exists.
 func (y *Book) Dead(e modes.Endpoint) bool {

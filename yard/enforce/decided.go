@@ -2,7 +2,6 @@ package enforce
 
 import (
 	"net/netip"
-	"slices"
 
 	"netyard/policy"
 	"netyard/yard/book"
@@ -16,7 +15,7 @@ func decidedAddrs(y *book.Book, es []policy.Endpoint) (addrs []netip.Addr, err e
 		return nil, err
 	}
 	for _, e := range es {
-		addrs = slices.Concat(addrs, e.Addrs)
+		addrs = append(addrs, e.Addrs...)
 	}
 	return addrs, nil
 }

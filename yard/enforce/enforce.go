@@ -321,14 +321,8 @@ func wantedByPolicy(y *book.Book, w *Wanted) error {
 	}
 	for i, subjects := range subjects(y, r) {
 		e := r.decisions[i].Endpoint
-		objects := y.Config.Kernel.PolicyObjects(subjects)
-		w.MayExist = append(w.MayExist, objects...)
-		if e.Phase != modes.Ready || e.Sandbox == "" || e.Network.Phase != modes.Ready {
-			continue
-		}
-		for _, o := range objects {
-			w.Objects, w.Networks = append(w.Objects, o), append(w.Networks, e.Network)
-		}
+		joined := book.Joined(e.Endpoint) && e.Network.Phase == modes.Ready
+		w.add(&e.Network, joined, y.Config.Kernel.PolicyObjects(subjects)...)
 	}
 	return nil
 }

@@ -9,8 +9,8 @@ import (
 // Wanted is all that the records want in the kernel.
 type Wanted struct {
 	Objects  []core.Object
-	Networks []modes.Network // the network of the object with the same index
-	// MayExist are objects that may be in the kernel: they may be about to be made or removed, so it is no fault
+	Networks []*modes.Network // the network of the object with the same index
+	// MayExist are other objects that may be in the kernel: they may be about to be made or removed, so it is no fault
 	// whether they exist or not.
 	MayExist []core.Object
 	// Foreign are the networks whose mode this daemon does not know. What they have in the kernel is no stray.
@@ -34,12 +34,9 @@ func AllWanted(y *book.Book) (w Wanted, err error) {
 		if err != nil {
 			return w, err
 		}
-		w.MayExist = append(w.MayExist, y.Plan().Objects(m, n, es...)...)
-		if n.Phase != modes.Ready {
-			continue
-		}
-		for _, o := range y.Plan().Objects(m, n, book.JoinedOf(es)...) {
-			w.Objects, w.Networks = append(w.Objects, o), append(w.Networks, n)
+		w.add(&n, n.Phase == modes.Ready, y.Plan().Objects(m, n)...)
+		for _, e := range es {
+			w.add(&n, n.Phase == modes.Ready && book.Joined(e), y.Plan().ObjectsOf(m, n, e)...)
 		}
 	}
 	if y.Config.Fabric != nil {
@@ -51,4 +48,15 @@ func AllWanted(y *book.Book) (w Wanted, err error) {
 	}
 	err = wantedByPolicy(y, &w)
 	return w, err
+}
+
+// add adds objects of a network. wanted: they must be in the kernel, not only may.
+func (w *Wanted) add(n *modes.Network, wanted bool, objects ...core.Object) {
+	if !wanted {
+		w.MayExist = append(w.MayExist, objects...)
+		return
+	}
+	for _, o := range objects {
+		w.Objects, w.Networks = append(w.Objects, o), append(w.Networks, n)
+	}
 }

@@ -111,7 +111,7 @@ func (r Runner) Detach(m modes.Mode, n modes.Network, e modes.Endpoint) error {
 func (r Runner) Objects(m modes.Mode, n modes.Network, es ...modes.Endpoint) []core.Object {
 	objects := m.Objects(n)
 	if c := m.Traits(n).Cluster; c != nil {
-		if r.Fabric == nil { // without the cluster it is unknown what the endpoints need
+		if r.Fabric == nil {
 			return objects
 		}
 		objects = append(objects, r.Fabric.Objects(*c)...)

@@ -132,7 +132,7 @@ func adoptNetwork(ctx context.Context, y *yard.Yard, s SeenNetwork, c Census) er
 	}
 	errs = append(errs, enforce.Enforce(ctx, y.Book)) // policies are in force before endpoints are attached again
 	for _, e := range adopted {
-		if err := restoreEndpoint(ctx, y, h.With(e), links); err != nil {
+		if err := restoreEndpoint(ctx, y, h.With(e), found{links: links}); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", book.Owned(e), err))
 		}
 	}

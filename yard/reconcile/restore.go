@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"sync"
 
 	"netyard/kernel/core"
 	"netyard/kernel/nft"
@@ -15,6 +16,7 @@ import (
 	"netyard/yard/book"
 	"netyard/yard/enforce"
 	"netyard/yard/lease"
+	"netyard/yard/plan"
 )
 
 // Restore makes the host match the records after a restart, a crash or a reboot, and removes strays. It interrupts no
@@ -29,7 +31,7 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 	if err != nil {
 		return err
 	}
-	links, err := y.Config.Kernel.Has()
+	was, err := lookAround(y)
 	if err != nil {
 		return err
 	}
@@ -43,7 +45,7 @@ func Restore(ctx context.Context, y *yard.Yard, keepStrays bool) error {
 		return err
 	}
 	for _, n := range ns {
-		if err := restoreNetwork(ctx, y, n.ID, links); err != nil {
+		if err := restoreNetwork(ctx, y, n.ID, was); err != nil {
 			y.Config.Log.Error("network not restored",
 				"network", n.Name, "network_id", n.ID, "mode", n.Mode, "err", err)
 		}
@@ -76,8 +78,31 @@ func claimObjects(ctx context.Context, y *yard.Yard) error {
 	return nil
 }
 
+// A found kernel is what a daemon finds when it starts.
+type found struct {
+	links map[string]bool // the aliases of the host's links
+	snap  plan.Snapshot   // nil: elements of endpoints are not collected yet, and none is taken for intact
+}
+
+func lookAround(y *yard.Yard) (f found, err error) {
+	if f.links, err = y.Config.Kernel.Has(); err != nil {
+		return f, err
+	}
+	f.snap, err = y.Config.Kernel.LinkSnapshot()
+	return f, err
+}
+
+// intact reports whether an endpoint's objects are as they are wanted, so that none has to be made. Its set elements
+// are collected (claimObjects). Of an overlay's endpoints the cluster is told, too.
+func (f found) intact(y *yard.Yard, h *book.Held) bool {
+	if f.snap == nil || h.Traits().Cluster != nil {
+		return false
+	}
+	return len(f.snap.Faults(y.Plan().ObjectsOf(h.Mode, h.Network, h.Endpoint))) == 0
+}
+
 // restoreNetwork finishes a creation or deletion that was interrupted, or brings up a network and its endpoints.
-func restoreNetwork(ctx context.Context, y *yard.Yard, id string, links map[string]bool) error {
+func restoreNetwork(ctx context.Context, y *yard.Yard, id string, was found) error {
 	h, err := y.HoldNetwork(ctx, id)
 	if err != nil {
 		return err
@@ -92,7 +117,7 @@ func restoreNetwork(ctx context.Context, y *yard.Yard, id string, links map[stri
 	}
 	errs := []error{y.Plan().Up(ctx, h.Mode, h.Network)}
 	for _, e := range es {
-		if err := restoreEndpoint(ctx, y, h.With(e), links); err != nil {
+		if err := restoreEndpoint(ctx, y, h.With(e), was); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", book.Owned(e), err))
 		}
 	}
@@ -100,7 +125,7 @@ func restoreNetwork(ctx context.Context, y *yard.Yard, id string, links map[stri
 }
 
 // restoreEndpoint finishes an interrupted request for an endpoint, or repairs the endpoint if its link exists.
-func restoreEndpoint(ctx context.Context, y *yard.Yard, h *book.Held, links map[string]bool) error {
+func restoreEndpoint(ctx context.Context, y *yard.Yard, h *book.Held, was found) error {
 	n, e := h.Network, h.Endpoint
 	switch {
 	case e.Phase == modes.Deleting:
@@ -115,7 +140,7 @@ func restoreEndpoint(ctx context.Context, y *yard.Yard, h *book.Held, links map[
 	case y.Dead(e):
 		return y.Remove(ctx, h)
 	}
-	here := links[core.Alias(n.ID, e.ID)]
+	here := was.links[core.Alias(n.ID, e.ID)]
 	if !here {
 		free, err := y.Unplugged(h.Mode, n, e)
 		if err != nil {
@@ -131,6 +156,9 @@ func restoreEndpoint(ctx context.Context, y *yard.Yard, h *book.Held, links map[
 		if err := y.Config.Kernel.Remove(ports.Redirect{Endpoint: e.ID, Sandbox: e.Sandbox, NS: e.NS}); err != nil {
 			return err
 		}
+	}
+	if was.intact(y, h) {
+		return nil
 	}
 	_, err := y.Plan().Attach(ctx, h.Mode, n, e)
 	return err
@@ -173,6 +201,7 @@ func compare(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err erro
 // compareOnce compares the kernel with the records as they are before and after the snapshot. Only what was wanted both
 // times can be missing, and only what was wanted neither time is a stray.
 func compareOnce(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err error) {
+	revision := y.Config.Store.Revision()
 	before, err := enforce.AllWanted(y.Book)
 	if err != nil {
 		return nil, nil, err
@@ -181,22 +210,21 @@ func compareOnce(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err 
 	if err != nil {
 		return nil, nil, err
 	}
-	after, err := enforce.AllWanted(y.Book)
-	if err != nil {
-		return nil, nil, err
+	after, known := before, slices.Concat(before.Objects, before.MayExist)
+	if y.Config.Fabric != nil || y.Config.Store.Revision() != revision {
+		if after, err = enforce.AllWanted(y.Book); err != nil {
+			return nil, nil, err
+		}
+		known = slices.Concat(known, after.Objects, after.MayExist)
 	}
-	still := map[string]core.Object{}
-	for _, o := range after.Objects {
-		still[o.String()] = o
-	}
+	still := stillWanted(after)
 	for _, f := range snap.Faults(before.Objects) {
 		finding := book.Finding{Kind: book.Fault, Text: f.Text}
 		if f.Object >= 0 {
-			was := before.Objects[f.Object]
-			if !reflect.DeepEqual(still[was.String()], was) { // gone, or changed in place
+			if !still(before.Objects[f.Object]) {
 				continue
 			}
-			finding.Network = book.Label(before.Networks[f.Object])
+			finding.Network = book.Label(*before.Networks[f.Object])
 		}
 		faults = append(faults, finding)
 	}
@@ -204,10 +232,23 @@ func compareOnce(y *yard.Yard) (faults []book.Finding, strays []core.Stray, err 
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, s := range snap.Strays(slices.Concat(before.Objects, before.MayExist, after.Objects, after.MayExist)) {
+	for _, s := range snap.Strays(known) {
 		if kept := lost && s.Policy; !kept && !after.Foreign[s.Network] {
 			strays = append(strays, s)
 		}
 	}
 	return faults, strays, nil
+}
+
+// stillWanted returns a function that reports whether an object is wanted as it is, and not gone or changed in place. A
+// host without faults, which has many objects, never asks.
+func stillWanted(w enforce.Wanted) func(core.Object) bool {
+	byName := sync.OnceValue(func() map[string]core.Object {
+		all := map[string]core.Object{}
+		for _, o := range w.Objects {
+			all[o.String()] = o
+		}
+		return all
+	})
+	return func(o core.Object) bool { return reflect.DeepEqual(byName()[o.String()], o) }
 }
