@@ -24,7 +24,11 @@ func TestRepair(t *testing.T) {
 	before := kerneltest.Normal(r.host.Sh(t, mine))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- repair.Run(ctx, r.Yard) }()
+	w, err := repair.Watch(ctx, r.Yard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { done <- w.Run(ctx) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -107,7 +111,11 @@ func TestRepairSegments(t *testing.T) {
 	r := r6(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- repair.Run(ctx, r.Yard) }()
+	w, err := repair.Watch(ctx, r.Yard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { done <- w.Run(ctx) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -133,6 +133,10 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 	}
 	docker.Yard, runtime.Yard, runtime.Only = y, y, cfg.DockerHost == ""
 	docker.RebuildOthers = runtime.Rebuild
+	repairs, err := repair.Watch(ctx, y)
+	if err != nil {
+		return err
+	}
 	if err := restore(ctx, y, st, log); err != nil {
 		return err
 	}
@@ -147,7 +151,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger, version string, fr
 	tasks.Go(func() error { return y.Run(ctx) })
 	tasks.Go(func() error { return share.WatchSandboxes(ctx, y) })
 	tasks.Go(func() error { return lease.KeepLeases(ctx, y.Book) })
-	tasks.Go(func() error { return repair.Run(ctx, y) })
+	tasks.Go(func() error { return repairs.Run(ctx) })
 	if err := runFirewalld(ctx, tasks, k, log); err != nil {
 		return err
 	}

@@ -207,7 +207,9 @@ func (s *station) start(url string, repairs bool) {
 	var all sync.WaitGroup
 	runs := []func(context.Context) error{s.agent.Run}
 	if repairs {
-		runs = append(runs, func(ctx context.Context) error { return repair.Run(ctx, s.Yard) })
+		w, err := repair.Watch(ctx, s.Yard)
+		must(s.t, err)
+		runs = append(runs, w.Run)
 	}
 	for _, run := range runs {
 		all.Add(1)

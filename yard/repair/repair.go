@@ -28,14 +28,23 @@ const (
 	repairTime = 5 * time.Second
 )
 
+// A Watcher knows what has changed in the kernel since it was made.
+type Watcher struct {
+	y       *yard.Yard
+	changes *core.Changes
+}
+
+// Watch returns a Watcher. It ends with ctx. Who makes it before the records are restored misses no change.
+func Watch(ctx context.Context, y *yard.Yard) (*Watcher, error) {
+	changes, err := y.Config.Kernel.Changes(ctx)
+	return &Watcher{y, changes}, err
+}
+
 // Run repairs links, addresses and sysctls of networks and endpoints that another program has changed, until ctx ends:
 // what a notification is about soon, everything else by a slow sweep. The kernel package has a watcher of its own for
 // the firewall.
-func Run(ctx context.Context, y *yard.Yard) error {
-	changes, err := y.Config.Kernel.Changes(ctx)
-	if err != nil {
-		return err
-	}
+func (w *Watcher) Run(ctx context.Context) error {
+	y, changes := w.y, w.changes
 	sweep := time.NewTimer(sweepInterval)
 	defer sweep.Stop()
 	for {
@@ -51,6 +60,7 @@ func Run(ctx context.Context, y *yard.Yard) error {
 			due = true
 		}
 		links, all := changes.Take()
+		var err error
 		wait, start := pause, time.Now()
 		if due || all {
 			err = All(ctx, y)
