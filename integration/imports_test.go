@@ -20,8 +20,8 @@ type rule struct{ of, may, why string }
 func layers() []rule {
 	const (
 		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp " +
-			"kernel/exchange kernel/explain kernel/gso kernel/lan kernel/nft kernel/others kernel/overlay kernel/policy " +
-			"kernel/ports kernel/rule kernel/sandbox"
+			"kernel/exchange kernel/explain kernel/gso kernel/lan kernel/nft kernel/others kernel/overlay " +
+			"kernel/policy kernel/ports kernel/rule kernel/sandbox"
 		yard = "yard yard/attach yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/lock " +
 			"yard/overlay yard/own yard/plan yard/pool yard/port yard/reconcile yard/repair yard/share yard/source " +
 			"yard/trace"

@@ -8,8 +8,8 @@ import (
 	"netyard/kernel/core"
 )
 
-// known is the way out of a host as it was last seen. New links are made for it; the links of all endpoints are compared
-// with it whenever a link on it or a default route changes.
+// known is the way out of a host as it was last seen. New links are made for it; the links of all endpoints are
+// compared with it whenever a link on it or a default route changes.
 type known struct{ way atomic.Pointer[Way] }
 
 // Look reads the way out from a view, and remembers it.

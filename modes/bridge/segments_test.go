@@ -50,7 +50,7 @@ func pour(t *testing.T, from, to *kerneltest.Host, addr string) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // it is only read from
+	defer l.Close()
 	got := make(chan int64, 1)
 	go func() {
 		c, err := l.Accept()
@@ -58,7 +58,7 @@ func pour(t *testing.T, from, to *kerneltest.Host, addr string) {
 			got <- 0
 			return
 		}
-		defer c.Close() //nolint:errcheck // likewise
+		defer c.Close()
 		n, _ := io.Copy(io.Discard, c)
 		got <- n
 	}()

@@ -22,7 +22,8 @@ const (
 	// sweepInterval is the least time between two checks of everything: changes of sysctls send no notification.
 	sweepInterval = time.Minute
 	// share is how many times as long as a sweep took Run waits until the next one: so it has at most a five
-	// hundredth of a processor, however much there is to check. Where notifications were lost, or one may have affected everything, it is urgentShare.
+	// hundredth of a processor, however much there is to check. Where notifications were lost, or one may have
+	// affected everything, it is urgentShare.
 	share, urgentShare = 500, 10
 	// repairTime bounds the repair of one network: requests about the network wait for that long at most.
 	repairTime = 5 * time.Second
