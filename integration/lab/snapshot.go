@@ -35,6 +35,8 @@ true`
 
 // noise matches what changes by itself or does not matter: numbers that the kernel counts up, timers, the carrier. Most
 // begin with a literal, which is found fast: one expression of all alternatives would take most of a snapshot's time.
+//
+//nolint:gochecknoglobals // compiled once, as one expression would be
 var noise = []*regexp.Regexp{
 	regexp.MustCompile(`^\d+: `), regexp.MustCompile(`@if\d+`), regexp.MustCompile(`valid_lft \w+`),
 	regexp.MustCompile(`preferred_lft \w+`), regexp.MustCompile(`expires \w+`), regexp.MustCompile(`linkdown\b`),

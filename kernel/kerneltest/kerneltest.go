@@ -259,6 +259,8 @@ func (h *Host) Dump(t testing.TB) string {
 
 // volatile matches the parts of a line that differ between two dumps of the same state. Most begin with a literal,
 // which is found fast: one expression of all alternatives would take most of the time of a dump.
+//
+//nolint:gochecknoglobals // compiled once, as one expression would be
 var volatile = []*regexp.Regexp{
 	regexp.MustCompile(`valid_lft \S+`), regexp.MustCompile(`preferred_lft \S+`),
 	regexp.MustCompile(`packets \d+ bytes \d+`), regexp.MustCompile(`@if\d+`), regexp.MustCompile(`^\d+: `),
