@@ -20,7 +20,7 @@ type rule struct{ of, may, why string }
 func layers() []rule {
 	const (
 		kernel = "kernel kernel/beside kernel/bridge kernel/core kernel/device kernel/dhcp " +
-			"kernel/exchange kernel/explain kernel/gso kernel/lan kernel/nft kernel/others kernel/overlay " +
+			"kernel/exchange kernel/explain kernel/gso kernel/lan kernel/ndp kernel/nft kernel/others kernel/overlay " +
 			"kernel/policy kernel/ports kernel/rule kernel/sandbox"
 		yard = "yard yard/attach yard/book yard/enforce yard/event yard/index yard/lease yard/live yard/lock " +
 			"yard/overlay yard/own yard/plan yard/pool yard/port yard/reconcile yard/repair yard/share yard/source " +
@@ -40,17 +40,18 @@ func layers() []rule {
 		{"kernel/nft", "kernel/core kernel/exchange kernel/rule", "it loads rules that it is given, and defines none"},
 		{"kernel/device", "kernel/core", "it handles network cards, without rules"},
 		{"kernel/gso", "kernel/core", "it compares links"},
+		{"kernel/ndp", "kernel/core", "it answers for others on a link"},
 		{"kernel/sandbox", "kernel/core kernel/rule", "it works in sandboxes, and names protocols"},
 		{"kernel/bridge", "kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule", "others build on it: it defines the sets of bridges"},
 		{"kernel/beside", "kernel/core kernel/exchange kernel/nft kernel/rule", "it handles other programs' chains"},
-		{"kernel/lan", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule", "the traffic that it allows does not involve a bridge"},
+		{"kernel/lan", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/ndp kernel/nft kernel/rule", "the traffic that it allows does not involve a bridge"},
 		{"kernel/others", "kernel/beside kernel/bridge kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule", "it fills sets of bridges, and guards forwarding"},
 		{"kernel/overlay", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule kernel/sandbox", "a VXLAN device is a port of a bridge, and a program may have its UDP port"},
 		{"kernel/policy", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/nft kernel/rule", "policies apply at ports of bridges"},
-		{"kernel/ports", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/nft kernel/rule kernel/sandbox", "a published port leads to a bridge or to the LAN, and a program may listen on it"},
-		{"kernel/dhcp", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/nft kernel/rule kernel/sandbox", "its link is on a parent, and then in a sandbox"},
-		{"kernel/explain", "kernel/beside kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/nft kernel/ports kernel/rule kernel/sandbox", "it reads what the others create"},
-		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/exchange kernel/gso kernel/lan kernel/nft kernel/others kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it composes the ruleset and applies objects"},
+		{"kernel/ports", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/ndp kernel/nft kernel/rule kernel/sandbox", "a published port leads to a bridge or to the LAN, and a program may listen on it"},
+		{"kernel/dhcp", "kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/ndp kernel/nft kernel/rule kernel/sandbox", "its link is on a parent, and then in a sandbox"},
+		{"kernel/explain", "kernel/beside kernel/bridge kernel/core kernel/exchange kernel/gso kernel/lan kernel/ndp kernel/nft kernel/ports kernel/rule kernel/sandbox", "it reads what the others create"},
+		{"kernel", "kernel/beside kernel/bridge kernel/core kernel/device kernel/exchange kernel/gso kernel/lan kernel/ndp kernel/nft kernel/others kernel/overlay kernel/policy kernel/ports kernel/rule kernel/sandbox", "it composes the ruleset and applies objects"},
 		{"modes", kernel, "it is the contract of modes"},
 		{"modes/all", kernel + " modes modes/* modes/internal/*", "it is the table of modes"},
 		{"modes/modetest", kernel + " kernel/kerneltest modes yard/plan", "it tests the contract of modes"},

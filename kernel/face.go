@@ -16,6 +16,7 @@ import (
 	"netyard/kernel/device"
 	"netyard/kernel/gso"
 	"netyard/kernel/lan"
+	"netyard/kernel/ndp"
 	"netyard/kernel/nft"
 	"netyard/kernel/others"
 	"netyard/kernel/overlay"
@@ -78,7 +79,7 @@ func (k *Kernel) look(firewall bool) (*Snapshot, error) {
 		return nil, err
 	}
 	for _, read := range []func(*core.View) error{
-		bridge.ReadLimits, bridge.ReadProxies, nft.LookAtElements, beside.ReadChains, gso.Look,
+		bridge.ReadLimits, ndp.Read, nft.LookAtElements, beside.ReadChains, gso.Look,
 	} {
 		if err := read(v); err != nil {
 			return nil, err
@@ -91,7 +92,7 @@ func (k *Kernel) look(firewall bool) (*Snapshot, error) {
 // programs' links are not compared, since they are filled from the links.
 func (s *Snapshot) Strays(known []core.Object) []core.Stray {
 	return slices.Concat(strayLinks(s.s, known), device.StrayDevices(s.s, known), lan.StrayRoutes(s.s, known),
-		nft.Strays(s.s, known, policy.IsSet, others.Filled()...), bridge.StrayProxies(s.s, known))
+		nft.Strays(s.s, known, policy.IsSet, others.Filled()...), ndp.Strays(s.s, known))
 }
 
 // strayLinks returns the links of netyard's that none of the objects names.

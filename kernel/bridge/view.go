@@ -121,19 +121,6 @@ func (q queues) readRedirect(k *core.Handle, l netlink.Link) (err error) {
 	return err
 }
 
-// ReadProxies reads what ProxyNeigh is compared with.
-func ReadProxies(v *core.View) error {
-	_, err := core.Dump(v, readProxies)
-	return err
-}
-
-func proxiesOf(v *core.View) map[proxyID]bool {
-	all, _ := core.Dump(v, readProxies)
-	return all
-}
-
-func readProxies(v *core.View) (map[proxyID]bool, error) { return proxies(v.Handle) }
-
 // A Port is what its bridge knows of a port. It is read when somebody first asks.
 type Port struct {
 	index int

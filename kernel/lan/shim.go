@@ -11,8 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"netyard/kernel/bridge"
 	"netyard/kernel/core"
+	"netyard/kernel/ndp"
 )
 
 const shimAlias = core.AliasPrefix + "shim:"
@@ -152,7 +152,7 @@ func (s Shim) Check(snap *core.View) []string {
 	for _, a := range snap.AddrsOf(parent.Attrs().Index) {
 		p := core.PrefixOf(a.IPNet)
 		global := p.Addr().Is6() && a.Scope == int(netlink.SCOPE_UNIVERSE)
-		if global && !bridge.HasProxy(snap, link.Attrs().Index, p.Addr()) {
+		if global && !ndp.Has(snap, link.Attrs().Index, p.Addr()) {
 			faults = append(faults, fmt.Sprintf("NDP proxy %s on %s is missing", p.Addr(), s))
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"net/netip"
 	"slices"
 
-	"netyard/kernel/bridge"
 	"netyard/kernel/core"
+	"netyard/kernel/ndp"
 	"netyard/kernel/nft"
 	"netyard/kernel/ports"
 	"netyard/modes"
@@ -94,7 +94,7 @@ func Proxies(n modes.Network, e modes.Endpoint) (objects []core.Object) {
 	link := ndpProxy.Of(n)
 	for _, a := range e.Addrs {
 		if link != "" && a.Addr().Is6() {
-			objects = append(objects, bridge.ProxyNeigh{Link: link, Addr: a.Addr()})
+			objects = append(objects, ndp.Proxy{Link: link, Addr: a.Addr()})
 		}
 	}
 	return objects

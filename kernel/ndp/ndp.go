@@ -1,4 +1,5 @@
-package bridge
+// Package ndp lets the host answer for addresses of containers on a link: IPv6 neighbour discovery by proxy.
+package ndp
 
 import (
 	"errors"
@@ -16,25 +17,25 @@ import (
 	"netyard/kernel/core"
 )
 
-// A ProxyNeigh is an NDP proxy entry (RFC 4389): the host answers neighbour solicitations on a link for an IPv6 address
+// A Proxy is an NDP proxy entry (RFC 4389): the host answers neighbour solicitations on a link for an IPv6 address
 // that is reached through the host, as if the address were on the link itself. The entry carries the protocol number of
 // netyard's routes.
 //
 // Ensure turns proxy_ndp on for the link, and nothing turns it off again: without entries it has no effect, and netyard
 // cannot know who else has entries there.
-type ProxyNeigh struct {
+type Proxy struct {
 	Link string
 	Addr netip.Addr
 }
 
 // String names the entry as ip(8) does.
-func (p ProxyNeigh) String() string { return fmt.Sprintf("NDP proxy %s on %s", p.Addr, p.Link) }
+func (p Proxy) String() string { return fmt.Sprintf("NDP proxy %s on %s", p.Addr, p.Link) }
 
-func (p ProxyNeigh) sysctl() core.Sysctl {
+func (p Proxy) sysctl() core.Sysctl {
 	return core.Sysctl{Path: []string{"net", "ipv6", "conf", p.Link, "proxy_ndp"}, Value: "1"}
 }
 
-func (p ProxyNeigh) Ensure(k *core.Handle) error {
+func (p Proxy) Ensure(k *core.Handle) error {
 	link, err := k.NL.LinkByName(p.Link)
 	if err != nil {
 		return fmt.Errorf("add %s: %w", p, err)
@@ -48,7 +49,7 @@ func (p ProxyNeigh) Ensure(k *core.Handle) error {
 	return nil
 }
 
-func (p ProxyNeigh) Remove(k *core.Handle) error {
+func (p Proxy) Remove(k *core.Handle) error {
 	link, err := k.Link(p.Link)
 	if err != nil || link == nil {
 		return err
@@ -58,7 +59,7 @@ func (p ProxyNeigh) Remove(k *core.Handle) error {
 		return err
 	}
 	index := link.Attrs().Index
-	if !have[proxyID{index, p.Addr}] { // of somebody else, or missing
+	if !have[proxy{index, p.Addr}] { // of somebody else, or missing
 		return nil
 	}
 	if err := changeProxy(k, unix.RTM_DELNEIGH, index, p.Addr); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -67,42 +68,55 @@ func (p ProxyNeigh) Remove(k *core.Handle) error {
 	return nil
 }
 
-func (p ProxyNeigh) Check(s *core.View) []string {
+func (p Proxy) Check(s *core.View) []string {
 	link := s.Link(p.Link)
 	if link == nil {
 		return []string{fmt.Sprintf("%s: link %s is missing", p, p.Link)}
 	}
-	if !proxiesOf(s)[proxyID{link.Attrs().Index, p.Addr}] {
+	if !proxiesOf(s)[proxy{link.Attrs().Index, p.Addr}] {
 		return []string{p.String() + " is missing"}
 	}
 	return p.sysctl().Check(s)
 }
 
-// A proxyID identifies one entry.
-type proxyID struct {
+// A proxy identifies one entry.
+type proxy struct {
 	link int
 	addr netip.Addr
 }
 
-// StrayProxies returns the entries of netyard's that no object wants.
-func StrayProxies(s *core.View, wanted []core.Object) (strays []core.Stray) {
-	names, want := map[int]string{}, map[proxyID]bool{}
+// Strays returns the entries of netyard's that no object wants.
+func Strays(s *core.View, wanted []core.Object) (strays []core.Stray) {
+	names, want := map[int]string{}, map[proxy]bool{}
 	for name, l := range s.Links() {
 		names[l.Attrs().Index] = name
 	}
 	for _, o := range wanted {
-		if p, ok := o.(ProxyNeigh); ok && s.Link(p.Link) != nil {
-			want[proxyID{s.Link(p.Link).Attrs().Index, p.Addr}] = true
+		if p, ok := o.(Proxy); ok && s.Link(p.Link) != nil {
+			want[proxy{s.Link(p.Link).Attrs().Index, p.Addr}] = true
 		}
 	}
 	for id, own := range proxiesOf(s) {
-		if p := (ProxyNeigh{names[id.link], id.addr}); own && !want[id] && p.Link != "" {
+		if p := (Proxy{names[id.link], id.addr}); own && !want[id] && p.Link != "" {
 			strays = append(strays, core.Stray{Text: p.String(), Drop: func() error { return p.Remove(s.Handle) }})
 		}
 	}
 	sort.Slice(strays, func(i, j int) bool { return strays[i].Text < strays[j].Text })
 	return strays
 }
+
+// Read reads what a Proxy is compared with.
+func Read(v *core.View) error {
+	_, err := core.Dump(v, read)
+	return err
+}
+
+func proxiesOf(v *core.View) map[proxy]bool {
+	all, _ := core.Dump(v, read)
+	return all
+}
+
+func read(v *core.View) (map[proxy]bool, error) { return proxies(v.Handle) }
 
 // changeProxy adds or removes one entry. The netlink library can neither set the protocol of an entry nor list entries.
 func changeProxy(k *core.Handle, verb, link int, addr netip.Addr) error {
@@ -115,19 +129,19 @@ func changeProxy(k *core.Handle, verb, link int, addr netip.Addr) error {
 	return err
 }
 
-// HasProxy reports whether a link has an NDP proxy entry, whoever made it.
-func HasProxy(s *core.View, link int, a netip.Addr) bool {
-	_, ok := proxiesOf(s)[proxyID{link, a}]
+// Has reports whether a link has an NDP proxy entry, whoever made it.
+func Has(s *core.View, link int, a netip.Addr) bool {
+	_, ok := proxiesOf(s)[proxy{link, a}]
 	return ok
 }
 
 // proxies returns the entries, and of each whether it has netyard's protocol number.
-func proxies(k *core.Handle) (map[proxyID]bool, error) {
+func proxies(k *core.Handle) (map[proxy]bool, error) {
 	raw, err := core.Retry(func() ([][]byte, error) { return requestProxies(k, unix.RTM_GETNEIGH, unix.NLM_F_DUMP, 0) })
 	if err != nil {
 		return nil, fmt.Errorf("list NDP proxies: %w", err)
 	}
-	all := map[proxyID]bool{}
+	all := map[proxy]bool{}
 	for _, m := range raw {
 		n, err := netlink.NeighDeserialize(m)
 		if err != nil {
@@ -138,7 +152,7 @@ func proxies(k *core.Handle) (map[proxyID]bool, error) {
 			return nil, fmt.Errorf("read an NDP proxy: %w", err)
 		}
 		if addr, ok := netip.AddrFromSlice(n.IP); ok {
-			all[proxyID{n.LinkIndex, addr}] = slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
+			all[proxy{n.LinkIndex, addr}] = slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
 				return a.Attr.Type == netlink.NDA_PROTOCOL && a.Value[0] == core.RouteProtocol
 			})
 		}
