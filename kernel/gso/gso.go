@@ -1,6 +1,6 @@
 // Package gso sets how large the segments are that TCP hands to a link. A segment of more than 64 KiB (BIG TCP) costs
 // as much as a smaller one at each hop on the way, but a link that does not take it makes the kernel cut it into
-// packets in software, which costs more than it saves (ADR 35).
+// packets in software, which costs more than it saves (ADR 33).
 package gso
 
 import (
