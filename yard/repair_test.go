@@ -22,19 +22,7 @@ func TestRepair(t *testing.T) {
 	r.host.Sh(t, "ip link add mine type bridge && ip link set mine up && ip addr add 10.99.0.1/24 dev mine")
 	const mine = "ip -o -4 addr show dev mine"
 	before := kerneltest.Normal(r.host.Sh(t, mine))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	w, err := repair.Watch(ctx, r.Yard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { done <- w.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	repairing(t, r)
 	for _, cmd := range []string{
 		"ip link set " + br + " down", "ip link set " + veth + " down", "ip link set " + veth + " nomaster",
 		"ip link set " + br + " mtu 1300", "ip link set " + veth + " mtu 1300", "ip addr del 10.9.0.1/24 dev " + br,
@@ -58,6 +46,24 @@ func TestRepair(t *testing.T) {
 	if _, err := r.host.TrySh("ip link show " + veth); err == nil {
 		t.Error("a link was made that no container has")
 	}
+}
+
+// repairing repairs what changes until the test ends.
+func repairing(t *testing.T, r *rig) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	w, err := repair.Watch(ctx, r.Yard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // repaired waits until doctor has no findings.
@@ -109,19 +115,7 @@ func TestRepairLeavesAlone(t *testing.T) {
 func TestRepairSegments(t *testing.T) {
 	t.Parallel()
 	r := r6(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	w, err := repair.Watch(ctx, r.Yard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() { done <- w.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	repairing(t, r)
 	sizes := func(want, after string) {
 		t.Helper()
 		for _, link := range []string{core.Name(core.BridgePrefix, netID), core.Name(core.VethPrefix, epID)} {
