@@ -23,9 +23,9 @@ func TestOwners(t *testing.T) {
 			[]string{"shop", "web"},
 		},
 		{
-			id("b"), "K8S_POD_NAME=db.0;IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_UID=4",
+			id("b"), "K8S_POD_NAME=db.0;IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_UID=uid-4",
 			[]string{"db.0", "shop/db.0", id("b")[:5]},
-			[]string{"4"},
+			[]string{"uid-4"},
 		},
 		{id("c"), "IgnoreUnknown=1;K8S_POD_NAME=c1", []string{"c1", id("c")}, []string{"/c1"}},
 		{id("d"), "IgnoreUnknown=1;K8S_POD_NAME=c2;K8S_POD_NAMESPACE=c2", []string{"c2"}, []string{"c2/c2"}},
