@@ -19,7 +19,18 @@ func (v VXLAN) Names() []string { return []string{v.Name} }
 // Names returns the name of the link.
 func (WireGuard) Names() []string { return []string{core.TunnelName} }
 
-// tunnelIn returns the state of the WireGuard device; a view reads it once.
+// found is the state of the WireGuard device, or why there is none.
+type found struct {
+	device *wgtypes.Device
+	err    error
+}
+
+// tunnelIn returns the state of the WireGuard device; a view reads it once. That the link is another program's device
+// is no failure of the view: Check says so.
 func tunnelIn(v *core.View) (*wgtypes.Device, error) {
-	return core.Dump(v, func(v *core.View) (*wgtypes.Device, error) { return tunnel(v.Handle) })
+	f, _ := core.Dump(v, func(v *core.View) (found, error) {
+		device, err := tunnel(v.Handle)
+		return found{device, err}, nil
+	})
+	return f.device, f.err
 }
