@@ -196,7 +196,8 @@ func (h *Host) CtrRemove(name string) {
 	h.Ctr("container rm", name)
 }
 
-// removeCtr removes all containers of containerd.
+// removeCtr removes all containers of containerd but the engine's: an engine that starts again uses this containerd if
+// it runs, and removes its containers itself.
 func (h *Host) removeCtr() error {
 	if h.Containerd == nil || !h.Containerd.Running() {
 		return nil
@@ -205,6 +206,9 @@ func (h *Host) removeCtr() error {
 	spaces, err := h.TryCtr("namespace ls -q")
 	errs = append(errs, err)
 	for ns := range strings.FieldsSeq(spaces) {
+		if ns == "moby" {
+			continue
+		}
 		names, err := h.TryCtr("-n", ns, "container ls -q")
 		errs = append(errs, err)
 		for name := range strings.FieldsSeq(names) {
