@@ -129,9 +129,9 @@ func describe(raw []byte) (l LinkID) {
 
 // ReadLinkNames reads the links that are there.
 func ReadLinkNames(h *Handle) (LinkNames, error) {
-	links, err := Retry(h.NL.LinkList)
+	links, err := h.ListLinks()
 	if err != nil {
-		return nil, wrap("list links", err)
+		return nil, err
 	}
 	all := LinkNames{}
 	for _, l := range links {

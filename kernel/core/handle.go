@@ -41,13 +41,9 @@ type Handle struct {
 
 // Open returns a handle of a namespace. threads is the same namespace, or netns.None() if the process is in it.
 func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
-	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	handle, err := openHandle(ns)
 	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
-	}
-	if err := handle.SetSocketTimeout(NetlinkTimeout); err != nil {
-		handle.Close()
-		return nil, fmt.Errorf("set netlink timeout: %w", err)
+		return nil, err
 	}
 	own, err := openSocket(ns)
 	if err != nil {
@@ -67,9 +63,7 @@ func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
 	}, nil
 }
 
-// openFiltered opens a handle whose dumps the kernel filters by what the request has, where it can (Linux 4.20). An
-// older kernel returns all, and the library filters.
-func openFiltered(ns netns.NsHandle) (*netlink.Handle, error) {
+func openHandle(ns netns.NsHandle) (*netlink.Handle, error) {
 	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
@@ -77,6 +71,16 @@ func openFiltered(ns netns.NsHandle) (*netlink.Handle, error) {
 	if err := handle.SetSocketTimeout(NetlinkTimeout); err != nil {
 		handle.Close()
 		return nil, fmt.Errorf("set netlink timeout: %w", err)
+	}
+	return handle, nil
+}
+
+// openFiltered opens a handle whose dumps the kernel filters by what the request has, where it can (Linux 4.20). An
+// older kernel returns all, and the library filters.
+func openFiltered(ns netns.NsHandle) (*netlink.Handle, error) {
+	handle, err := openHandle(ns)
+	if err != nil {
+		return nil, err
 	}
 	if err := handle.SetStrictCheck(true); err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
 		handle.Close()
