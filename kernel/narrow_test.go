@@ -13,6 +13,7 @@ import (
 	"netyard/kernel/bridge"
 	"netyard/kernel/core"
 	"netyard/kernel/kerneltest"
+	"netyard/kernel/overlay"
 )
 
 // TestNarrowReads shows that what is read to check the objects of one network and one endpoint does not grow with the
@@ -48,6 +49,37 @@ func TestNarrowReads(t *testing.T) {
 		t.Errorf("things read among 10 links: %d, among 1000: %d", read[10], read[1000])
 	}
 	alike(t, h, objects)
+}
+
+// TestNarrowForeign shows that another program's link under one of netyard's names is a fault of the object, as for a
+// view of all links, and no failed read, after which nothing would be repaired.
+func TestNarrowForeign(t *testing.T) {
+	t.Parallel()
+	alias, mac := core.Alias("a", "e"), net.HardwareAddr{2, 0, 0, 0, 0, 0x11}
+	objects := []core.Object{
+		bridge.Bridge{Name: "nyb-a", Alias: core.Alias("a", ""), MTU: 1500},
+		core.Addr{Link: "nyb-a", Alias: core.Alias("a", ""), Prefix: netip.MustParsePrefix("10.9.0.1/24")},
+		bridge.Veth{Name: "nyv-a", Peer: "nyp-a", Alias: alias, Master: "nyb-a", MTU: 1500, MAC: mac},
+		bridge.StaticPort{Link: "nyv-a", MAC: mac},
+		bridge.Limits{Link: "nyv-a", Shaper: "nyi-a", Alias: alias, MTU: 1500, Egress: 1_000_000},
+		overlay.VXLAN{
+			Name: "nyx-a", Alias: core.Alias("a", ""), Master: "nyb-a", VNI: 1, Port: 4789, MTU: 1450,
+			Local: netip.MustParseAddr("192.0.2.1"),
+		},
+	}
+	for _, name := range []string{"nyb-a", "nyv-a", "nyx-a"} {
+		for _, kind := range []string{"bridge", "veth peer name other", "ifb"} {
+			t.Run(name+" "+kind, func(t *testing.T) {
+				t.Parallel()
+				h := kerneltest.New(t)
+				must(t, h.LoadFirewall())
+				h.Sh(t, "ip link add name "+name+" type "+kind+" && ip link set "+name+" up")
+				if said := faults(t, h, objects...); !strings.Contains(said, name) { // it also compares both views
+					t.Errorf("nothing is wrong with %s: %s", name, said)
+				}
+			})
+		}
+	}
 }
 
 // TestChangesNamed shows that changes name their links, whatever the message tells.
