@@ -60,9 +60,9 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// TestExamples: the help of every command has at least two examples, and the command line accepts each.
+// TestExamples: the help of every command has at least two examples, and the command line accepts each. It is not
+// parallel, as nothing here is that parses a command line: the flags for help and version are variables of urfave/cli.
 func TestExamples(t *testing.T) {
-	t.Parallel()
 	walk(Program{Stdout: io.Discard, Stderr: io.Discard}.app(), func(name string, c *cli.Command) {
 		_, examples, _ := strings.Cut(c.Description, "Examples:\n\n")
 		lines := strings.Split(examples, "\n")
@@ -104,9 +104,8 @@ func accepts(t *testing.T, line string) {
 	}
 }
 
-// TestOptionsPage: docs/options.md is what the program prints.
+// TestOptionsPage: docs/options.md is what the program prints. Not parallel, for the reason at TestExamples.
 func TestOptionsPage(t *testing.T) {
-	t.Parallel()
 	page, err := os.ReadFile("../docs/options.md")
 	if err != nil {
 		t.Fatal(err)
