@@ -60,9 +60,8 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// TestExamples: the help of every command has at least two examples, and the command line accepts each. It is not
-// parallel, as nothing here is that parses a command line: the flags for help and version are variables of urfave/cli.
-func TestExamples(t *testing.T) {
+// TestExamples: the help of every command has at least two examples, and the command line accepts each.
+func TestExamples(t *testing.T) { // not parallel: the help flag of urfave/cli is a global
 	walk(Program{Stdout: io.Discard, Stderr: io.Discard}.app(), func(name string, c *cli.Command) {
 		_, examples, _ := strings.Cut(c.Description, "Examples:\n\n")
 		lines := strings.Split(examples, "\n")
@@ -104,8 +103,8 @@ func accepts(t *testing.T, line string) {
 	}
 }
 
-// TestOptionsPage: docs/options.md is what the program prints. Not parallel, for the reason at TestExamples.
-func TestOptionsPage(t *testing.T) {
+// TestOptionsPage: docs/options.md is what the program prints.
+func TestOptionsPage(t *testing.T) { // not parallel: the help flag of urfave/cli is a global
 	page, err := os.ReadFile("../docs/options.md")
 	if err != nil {
 		t.Fatal(err)
