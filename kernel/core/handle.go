@@ -41,7 +41,7 @@ type Handle struct {
 
 // Open returns a handle of a namespace. threads is the same namespace, or netns.None() if the process is in it.
 func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
-	handle, err := openHandle(ns)
+	handle, err := OpenNetlink(ns)
 	if err != nil {
 		return nil, err
 	}
@@ -63,22 +63,10 @@ func Open(log *slog.Logger, ns, threads netns.NsHandle) (*Handle, error) {
 	}, nil
 }
 
-func openHandle(ns netns.NsHandle) (*netlink.Handle, error) {
-	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
-	}
-	if err := handle.SetSocketTimeout(NetlinkTimeout); err != nil {
-		handle.Close()
-		return nil, fmt.Errorf("set netlink timeout: %w", err)
-	}
-	return handle, nil
-}
-
 // openFiltered opens a handle whose dumps the kernel filters by what the request has, where it can (Linux 4.20). An
 // older kernel returns all, and the library filters.
 func openFiltered(ns netns.NsHandle) (*netlink.Handle, error) {
-	handle, err := openHandle(ns)
+	handle, err := OpenNetlink(ns)
 	if err != nil {
 		return nil, err
 	}

@@ -45,14 +45,11 @@ func InNamespace(sandbox string, id NamespaceID, f func(nl *netlink.Handle) erro
 		return err
 	}
 	defer file.Close() //nolint:errcheck // nothing is written
-	nl, err := netlink.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
+	nl, err := NetlinkIn(int(file.Fd()))
 	if err != nil {
-		return fmt.Errorf("open netlink in sandbox %s: %w", sandbox, err)
+		return fmt.Errorf("sandbox %s: %w", sandbox, err)
 	}
 	defer nl.Close()
-	if err := nl.SetSocketTimeout(NetlinkTimeout); err != nil {
-		return fmt.Errorf("set netlink timeout: %w", err)
-	}
 	return f(nl)
 }
 
@@ -205,11 +202,12 @@ func NamespaceAt(path string) (id NamespaceID, ok bool) {
 // NetlinkIn opens a netlink handle in the namespace that fd refers to.
 func NetlinkIn(fd int) (*netlink.Handle, error) { return OpenNetlink(netns.NsHandle(fd)) }
 
-// OpenNetlink opens a netlink handle in a sandbox's namespace. netns.None() means the thread's own namespace.
+// OpenNetlink opens a netlink handle in a namespace, whose requests end after NetlinkTimeout. netns.None() means the
+// thread's own namespace.
 func OpenNetlink(ns netns.NsHandle) (*netlink.Handle, error) {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("open netlink in the sandbox: %w", err)
+		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	if err := h.SetSocketTimeout(NetlinkTimeout); err != nil {
 		h.Close()
