@@ -7,8 +7,6 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"netyard/kernel/core"
 )
@@ -49,14 +47,11 @@ func (s *namespaces) visit(key string, f func(*netlink.Handle) error) error {
 	if ns == nil {
 		return nil
 	}
-	nl, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
+	nl, err := core.NetlinkIn(int(ns.Fd()))
 	if err != nil {
-		return fmt.Errorf("open netlink in a sandbox: %w", err)
+		return fmt.Errorf("enter a sandbox: %w", err)
 	}
 	defer nl.Close()
-	if err := nl.SetSocketTimeout(core.NetlinkTimeout); err != nil {
-		return fmt.Errorf("set netlink timeout: %w", err)
-	}
 	return f(nl)
 }
 

@@ -37,14 +37,10 @@ func OpenSandboxLink(path string, id core.NamespaceID, alias string, mac net.Har
 		return nil, fmt.Errorf("enter sandbox %s: %w", path, err)
 	}
 	s := &SandboxLink{ns: file}
-	if s.nl, err = netlink.NewHandleAt(s.handle(), unix.NETLINK_ROUTE); err != nil {
+	if s.nl, err = core.OpenNetlink(s.handle()); err != nil {
 		return nil, errors.Join(fmt.Errorf("enter sandbox %s: %w", path, err), file.Close())
 	}
-	err = s.nl.SetSocketTimeout(core.NetlinkTimeout)
-	if err == nil {
-		s.link, err = s.find(alias, mac)
-	}
-	if err != nil {
+	if s.link, err = s.find(alias, mac); err != nil {
 		return nil, errors.Join(fmt.Errorf("find link %s in sandbox %s: %w", mac, path, err), s.Close())
 	}
 	return s, nil

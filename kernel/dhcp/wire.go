@@ -430,7 +430,7 @@ func plug(
 	if err := k.NL.LinkAdd(link); err != nil {
 		return 0, nil, err
 	}
-	nl, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	nl, err := core.OpenNetlink(ns)
 	if err != nil {
 		return 0, nil, err // the kernel removes the link with its namespace
 	}
